@@ -1,0 +1,5 @@
+"""`python -m zfkeras`."""
+
+from zfkeras.cli import cli
+
+cli()

@@ -1,0 +1,1 @@
+"""Pictures: where they come from and how they are prepared for a network."""

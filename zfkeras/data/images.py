@@ -1,0 +1,115 @@
+"""Preparing pictures for a network, as in section 3 of the paper. TensorFlow functions.
+
+`images` are uint8 in [0, 255]; `inputs` are float32 with the mean image subtracted, in about +-128.
+"""
+
+import tensorflow as tf
+
+CROPS = ("centre", "ten", "random", "scaled")
+
+# Departure from the paper: ten fixed crops are too few views of ten thousand pictures. "scaled"
+# crops cover at least this share of the square and are at most 4/3 times as long as wide
+# (Szegedy et al., 2015, section 6).
+SMALLEST_SCALED_AREA = 0.35
+LONGEST_SCALED_ASPECT = 4 / 3
+
+
+def decode(encoded):
+    """Decodes a JPEG, PNG, BMP or GIF file's bytes to uint8 `(height, width, 3)`."""
+    return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+
+def centre_square(images, size):
+    """The centre square of pictures, resized so that the shorter side has `size` pixels.
+
+    Args:
+        images: uint8 tensor `(..., height, width, 3)` of any size.
+        size: Side of the result.
+
+    Returns:
+        uint8 `(..., size, size, 3)`.
+    """
+    height, width = tf.shape(images)[-3], tf.shape(images)[-2]
+    side = tf.minimum(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    # Cutting first resizes fewer pixels than resizing first, with the same result.
+    square = images[..., top : top + side, left : left + side, :]
+    resized = tf.image.resize(square, (size, size), antialias=True)
+    rounded = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+    return tf.ensure_shape(rounded, (*images.shape[:-3], size, size, 3))
+
+
+def centre_crop(images, size):
+    """The centre `(height, width)` of pictures or of a mean image `(..., height, width, 3)`."""
+    top, left = (images.shape[-3] - size[0]) // 2, (images.shape[-2] - size[1]) // 2
+    return images[..., top : top + size[0], left : left + size[1], :]
+
+
+def subtract_mean(images, mean_image):
+    """Pictures as network inputs: float32, the per-pixel mean of the training set subtracted."""
+    return tf.cast(images, tf.float32) - mean_image
+
+
+def mean_image(batches):
+    """Per-pixel mean over batches of pictures, in one pass.
+
+    Args:
+        batches: Iterable of uint8 tensors `(batch, height, width, 3)`, all of one size.
+
+    Returns:
+        float32 `(height, width, 3)`.
+
+    Raises:
+        ValueError: If there are no pictures.
+    """
+    total, count = None, 0
+    for images in batches:
+        # float64: a float32 sum over a million pictures loses the last digits of every pixel.
+        batch_total = tf.reduce_sum(tf.cast(images, tf.float64), axis=0)
+        total = batch_total if total is None else total + batch_total
+        count += images.shape[0]
+    if not count:
+        raise ValueError("Expected at least one picture to take the mean of. Received: none.")
+    return tf.cast(total / count, tf.float32)
+
+
+def crop_for_training(inputs, size, crops, seed):
+    """One crop of every picture in a batch, flipped or not, drawn from a seed.
+
+    Args:
+        inputs: float32 `(batch, side, side, 3)`.
+        size: `(height, width)` of the crops.
+        crops: `"ten"`, the paper's four corners and centre with and without a flip; `"random"`,
+            any place; `"scaled"`, any place, area and aspect; `"centre"`, always the same.
+        seed: int tensor `(2,)`. Equal seeds give equal crops.
+
+    Returns:
+        float32 `(batch, *size, 3)`.
+    """
+    if crops not in CROPS:
+        raise ValueError(f"`crops` must be one of {', '.join(CROPS)}. Received: crops={crops!r}.")
+    if crops == "centre":
+        return centre_crop(inputs, size)
+    batch, side = tf.shape(inputs)[0], inputs.shape[1]
+    height, width = size
+    seeds = tf.unstack(tf.random.stateless_uniform((4, 2), seed, None, None, tf.int32))
+    free = tf.constant([side - height, side - width], tf.float32)
+    extent = tf.tile(tf.constant([[height, width]], tf.float32), (batch, 1))
+    if crops == "ten":
+        places = tf.constant([[0, 0], [0, 1], [1, 0], [1, 1], [0.5, 0.5]])
+        chosen = tf.random.stateless_uniform((batch,), seeds[0], 0, len(places), tf.int32)
+        start = tf.floor(tf.gather(places, chosen) * free)
+    elif crops == "random":
+        start = tf.floor(tf.random.stateless_uniform((batch, 2), seeds[0]) * (free + 1))
+    else:
+        area = tf.random.stateless_uniform((batch,), seeds[1], SMALLEST_SCALED_AREA, 1.0)
+        longest = tf.math.log(LONGEST_SCALED_ASPECT)
+        aspect = tf.exp(tf.random.stateless_uniform((batch,), seeds[2], -longest, longest))
+        shares = tf.sqrt(tf.stack([area * aspect, area / aspect], axis=1))
+        extent = tf.minimum(shares, 1.0) * side
+        start = tf.random.stateless_uniform((batch, 2), seeds[0]) * (side - extent)
+    # Boxes whose ends fall on pixels are copied exactly, so one sampler serves all kinds of crops.
+    boxes = tf.concat([start, start + extent - 1], axis=1) / (side - 1)
+    cropped = tf.image.crop_and_resize(inputs, boxes, tf.range(batch), size)
+    flipped = tf.random.stateless_uniform((batch,), seeds[3]) < 0.5
+    return tf.where(flipped[:, None, None, None], cropped[:, :, ::-1], cropped)

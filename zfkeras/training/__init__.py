@@ -1,0 +1,1 @@
+"""Training networks with the paper's recipe (section 3)."""
