@@ -293,18 +293,19 @@ ALEXNET_DENSE = dataclasses.replace(
     ),
 )
 
-# Departure from the paper: made to learn from ten thousand pictures on a CPU. Figure 3 at 128 pixels
-# with half the maps or less; layer 2 steps by 1, so that layers 3 to 5 still see 15 x 15 positions;
-# contrast is normalized over all maps and in every layer, which lets so small a set train at all.
+# Departure from the paper: made to learn from ten thousand pictures on a CPU. Figure 3 for pictures
+# of 128 pixels, with fewer maps and units; layer 2 steps by 1, so that layers 3 to 5 still see
+# 15 x 15 positions; contrast is normalized over all maps and not over five, without which the
+# first epochs learn next to nothing.
 ZFNET_SMALL = Architecture(
     "zfnet-small",
     (128, 128),
     (
         _normalized_block("conv1", 48, 7, POOLING, strides=2, padding=1),
         _normalized_block("conv2", 96, 5, POOLING, padding=2),
-        _normalized_block("conv3", 192, 3, padding=1),
-        _normalized_block("conv4", 192, 3, padding=1),
-        _normalized_block("conv5", 128, 3, POOLING, padding=1),
+        _block("conv3", 192, 3, padding=1),
+        _block("conv4", 192, 3, padding=1),
+        _block("conv5", 128, 3, POOLING, padding=1),
     ),
     (Dense("fc6", 512), Dense("fc7", 512)),
 )

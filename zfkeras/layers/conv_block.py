@@ -146,7 +146,8 @@ class ConvBlock(keras.layers.Layer):
             return maps
         kernel = keras.ops.cast(self.kernel, self.compute_dtype)
         bias = keras.ops.cast(self.bias, self.compute_dtype)
-        return ops.filter_maps(maps, kernel, self.filtering.strides, self.filtering.padding) + bias
+        strides, padding = self.filtering.strides, self.filtering.padding
+        return ops.filter_maps(maps, kernel, bias, strides, padding)
 
     def _rectify(self, maps):
         return keras.ops.relu(maps) if self._block.stage(Rectification) else maps
