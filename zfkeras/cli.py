@@ -15,8 +15,23 @@ from zfkeras import __version__
 
 EXAMPLE_MODEL = Path("exported/zfnet-imagenette")
 
-# TensorFlow reports its build options on every start, which no user of a command asked for.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+def import_tensorflow():
+    """Imports TensorFlow without its report of build options, which no user asked for.
+
+    The report is written by its C++ part before any setting of ours is read, so standard error is
+    turned away for as long as the import takes. What fails still raises.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def one_line_errors(command):
@@ -27,7 +42,8 @@ def one_line_errors(command):
         try:
             return command(*args, **kwargs)
         except (ValueError, OSError) as error:
-            raise click.UsageError(" ".join(str(error).split())) from error
+            message = " ".join(str(error).split())
+            raise click.UsageError(message) from error
 
     return guarded
 
@@ -56,6 +72,110 @@ def output_option(default, help):
 @click.version_option(__version__)
 def cli():
     """See what convolutional networks learn (Zeiler & Fergus, 2014)."""
+
+
+@cli.command()
+@click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@model_option
+@click.option("--layer", default="conv5", show_default=True, help="Layer to project from.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=9,
+    show_default=True,
+    help="How many of the layer's strongest feature maps to project.",
+)
+@click.option(
+    "--feature-map",
+    "feature_maps",
+    type=int,
+    multiple=True,
+    help="Feature map to project instead of the strongest; may be repeated.",
+)
+@output_option("sheet.png", help="Contact sheet: projections left, patches right.")
+@click.option(
+    "--numbers",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also save the numbers to this .npz file.",
+)
+@one_line_errors
+def project(picture, model_dir, layer, top, feature_maps, output, numbers):
+    """Project what PICTURE excites in a layer back to pixel space.
+
+    \b
+    Example:
+        zfkeras project tabby.jpg --layer conv3 --top 4 --output tabby.png
+    """
+    from zfkeras.data.pictures import read_picture
+
+    pixels = read_picture(picture)
+    import_tensorflow()
+    from zfkeras import export, rendering
+    from zfkeras.writing import replacing
+
+    model = export.load(model_dir)
+    if layer not in model.feature_layers:
+        raise click.BadParameter(
+            f"{layer!r} is not one of {', '.join(model.feature_layers)}.", param_hint="--layer"
+        )
+    count = model.feature_map_count(layer)
+    for feature_map in feature_maps:
+        if not 0 <= feature_map < count:
+            raise click.BadParameter(
+                f"{layer} has feature maps 0 to {count - 1}. Received: {feature_map}.",
+                param_hint="--feature-map",
+            )
+    if not feature_maps and top > count:
+        raise click.BadParameter(
+            f"{layer} has {count} feature maps. Received: {top}.", param_hint="--top"
+        )
+    if numbers and numbers.suffix != ".npz":
+        raise click.BadParameter(
+            f"Expected a .npz file. Received: {numbers}.", param_hint="--numbers"
+        )
+    probabilities = model.classify(pixels)
+    chosen = feature_maps or range(-1, -top - 1, -1)
+    projections, seen = model.project(pixels, layer, chosen)
+    sheet = rendering.projection_sheet(projections.projections, projections.windows, seen)
+    rendering.save(sheet, output)
+    if numbers:
+        with replacing(numbers) as beside:
+            projections.save(beside, picture=seen)
+    best = int(probabilities.argmax())
+    click.echo(f"{model.class_names[best]} ({probabilities[best]:.1%})")
+    click.echo(f"Wrote {len(projections)} projections of {layer} to {output}")
+
+
+@cli.command()
+@model_option
+@output_option("demo", help="Folder to write to.")
+@one_line_errors
+def demo(model_dir, output):
+    """Show what a model sees in photographs that are installed with zfkeras."""
+    import_tensorflow()
+    from tqdm import tqdm
+
+    from zfkeras import demo, export
+    from zfkeras.data import samples
+
+    model = export.load(model_dir)
+    with tqdm(total=len(samples.NAMES), disable=not sys.stderr.isatty()) as bar:
+        page = demo.write(model, output, report=lambda name: bar.update())
+    click.echo(f"Open {page} in a browser.")
+
+
+@cli.command("export")
+@click.argument("workdir", type=click.Path(path_type=Path))
+@output_option("exported/zfnet", help="Folder of the model's versions.")
+@one_line_errors
+def export_run(workdir, output):
+    """Export the last checkpoint of the training run in WORKDIR as a SavedModel."""
+    import_tensorflow()
+    from zfkeras import export
+    from zfkeras.training.loop import load_run
+
+    version = export.save(load_run(workdir), output, f"zfkeras export {workdir} --output {output}")
+    click.echo(f"Exported to {version}")
 
 
 @click.command()
@@ -118,7 +238,8 @@ def train(workdir, export_dir, batch_size, **options):
         zfkeras-train --dataset shapes --architecture zfnet-small --epochs 5 \\
             --batch-size 64 --initialization he --workdir runs/shapes
     """
-    from zfkeras import export  # Deferred: keeps --help instant.
+    import_tensorflow()
+    from zfkeras import export
     from zfkeras.training.config import TrainingConfig
     from zfkeras.training.loop import train
 

@@ -52,9 +52,9 @@ class Projections:
     def __len__(self):
         return len(self.projections)
 
-    def save(self, path):
-        """Writes all arrays into one `.npz` file."""
-        np.savez_compressed(path, **dataclasses.asdict(self))
+    def save(self, path, **more):
+        """Writes all arrays, and more if given, into one `.npz` file."""
+        np.savez_compressed(path, **dataclasses.asdict(self), **more)
 
 
 @keras.saving.register_keras_serializable(package="zfkeras")
@@ -257,6 +257,11 @@ class Deconvnet(keras.Model):
 
     def project_strongest(self, inputs, layer, top_k=9, start="activation", batch_size=32):
         """Projects each picture's `top_k` strongest feature maps, strongest first."""
+        channels = self._channels(self._depth(layer))
+        if not 1 <= top_k <= channels:
+            raise ValueError(
+                f"`top_k` of {layer} must lie between 1 and {channels}. Received: top_k={top_k}."
+            )
         ranks = -np.arange(1, top_k + 1, dtype=np.int32)
         feature_maps = np.tile(ranks, (len(inputs), 1))
         return self.project_feature_maps(inputs, layer, feature_maps, start, batch_size)

@@ -309,11 +309,12 @@ trained on {card["date"]} with zfkeras {card["versions"]["zfkeras"]}.
 | recipe | SGD, momentum {training["momentum"]}, learning rate {training["learning_rate"]} \
 ({training["schedule"]}), weight decay {training["weight_decay"]}, \
 filter RMS at most {training["filter_rms"]}, label smoothing {training["label_smoothing"]}, \
-`{training["initialization"]}` initialization, `{training["crops"]}` crops, {training["precision"]} |
+`{training["initialization"]}` initialization, `{training["crops"]}` crops, \
+{training["precision"]} |
 | top-1 error | {errors["top1"]:.2%} on {errors["count"]} validation pictures, one centre view |
 | top-5 error | {errors["top5"]:.2%} |
-| preprocessing | shorter side to {training["resize_size"] or "256/224 of the input"}, centre square, \
-mean image (`mean_image.npy`) subtracted, centre crop; all of it inside the SavedModel |
+| preprocessing | shorter side to {training["resize_size"] or "256/224 of the input"}, \
+centre square, image (`mean_image.npy`) subtracted, centre crop; all of it inside the SavedModel |
 
 Made by:
 

@@ -31,7 +31,7 @@ def filter_maps(maps, kernel, bias, strides=1, padding=0):
 
 
 def transpose_filters(signal, kernel, output_size, strides=1, padding=0, groups=1):
-    """The adjoint of `filter_maps` without its bias: every unit lays down its filter, scaled by its value.
+    """The adjoint of `filter_maps` without its bias: every unit lays down its filter.
 
     Args:
         signal: Float tensor `(batch, filtered_height, filtered_width, filters)`.

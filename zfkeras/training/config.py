@@ -5,7 +5,10 @@ import json
 from dataclasses import dataclass
 
 from zfkeras.architecture import ARCHITECTURES
+from zfkeras.data.images import CROPS
+from zfkeras.models import INITIALIZATIONS
 from zfkeras.training.schedule import SCHEDULES
+from zfkeras.training.strategy import STRATEGIES
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -41,7 +44,10 @@ class TrainingConfig:
         choices = {
             "architecture": ARCHITECTURES,
             "schedule": SCHEDULES,
+            "initialization": INITIALIZATIONS,
+            "crops": CROPS,
             "precision": PRECISIONS,
+            "strategy": STRATEGIES,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -19,9 +19,11 @@ from tqdm import tqdm
 from zfkeras.architecture import ARCHITECTURES
 from zfkeras.data import datasets, images
 from zfkeras.models import ZFNet
+from zfkeras.training.config import TrainingConfig
 from zfkeras.training.evaluation import Errors, evaluate, misses
 from zfkeras.training.schedule import rate_factor
 from zfkeras.training.strategy import make_strategy
+from zfkeras.writing import replacing
 
 # A full shuffle of ImageNet does not fit in memory; of smaller sets it does.
 SHUFFLE_PICTURES = 16_384
@@ -140,6 +142,7 @@ def train(config, workdir, on_epoch=None, progress=False):
                 "training_top1_error": totals[1] / totals[2],
                 "validation_top1_error": errors.top1,
                 "validation_top5_error": errors.top5,
+                "validation_pictures": errors.count,
                 "images_per_second": totals[2] / seconds,
             }
         )
@@ -149,9 +152,9 @@ def train(config, workdir, on_epoch=None, progress=False):
         if on_epoch:
             on_epoch(metrics[-1])
 
-    last = metrics[-1]
-    errors = Errors(last["validation_top1_error"], last["validation_top5_error"], validation.count)
-    return Run(model, config, training.class_names, mean_image.numpy(), errors, metrics)
+    return Run(
+        model, config, training.class_names, mean_image.numpy(), _last_errors(metrics), metrics
+    )
 
 
 def load_run(workdir):
@@ -160,8 +163,6 @@ def load_run(workdir):
     Raises:
         TrainingError: If the directory holds no run that reached a checkpoint.
     """
-    from zfkeras.training.config import TrainingConfig
-
     workdir = Path(workdir)
     latest = tf.train.latest_checkpoint(str(workdir / "checkpoints"))
     if latest is None or not (workdir / "config.json").exists():
@@ -179,14 +180,8 @@ def load_run(workdir):
     epochs_done = tf.Variable(0, dtype=tf.int64)
     tf.train.Checkpoint(model=model, epochs_done=epochs_done).restore(latest).expect_partial()
     metrics = _read_metrics(workdir)[: int(epochs_done)]
-    last = metrics[-1]
-    errors = Errors(
-        last["validation_top1_error"],
-        last["validation_top5_error"],
-        int(last.get("validation_count", 0)),
-    )
     mean_image = np.load(workdir / "mean_image.npy")
-    return Run(model, config, class_names, mean_image, errors, metrics)
+    return Run(model, config, class_names, mean_image, _last_errors(metrics), metrics)
 
 
 def _training_step(model, optimizer, strategy, mean_image, config):
@@ -254,7 +249,8 @@ def _mean_image(workdir, examples, count, progress):
         examples.batch(256), "mean image", -(-count // 256), disable=not progress, unit="batch"
     )
     mean_image = images.mean_image(pictures for pictures, _ in batches)
-    np.save(path, mean_image.numpy())
+    with replacing(path) as beside:
+        np.save(beside, mean_image.numpy())
     return mean_image
 
 
@@ -276,21 +272,29 @@ def _claim(workdir, config, class_names):
         raise TrainingError(f"{workdir} cannot be written: {error.strerror}.") from error
 
 
+def _last_errors(metrics):
+    last = metrics[-1]
+    return Errors(
+        last["validation_top1_error"], last["validation_top5_error"], last["validation_pictures"]
+    )
+
+
 def _read_metrics(workdir):
     path = workdir / "metrics.csv"
     if not path.exists():
         return []
     with path.open(newline="") as file:
         return [
-            {name: int(value) if name == "epoch" else float(value) for name, value in row.items()}
+            {
+                name: int(value) if name in ("epoch", "validation_pictures") else float(value)
+                for name, value in row.items()
+            }
             for row in csv.DictReader(file)
         ]
 
 
 def _write_metrics(workdir, metrics):
-    beside = workdir / "metrics.csv.partial"
-    with beside.open("w", newline="") as file:
+    with replacing(workdir / "metrics.csv") as beside, beside.open("w", newline="") as file:
         writer = csv.DictWriter(file, metrics[-1])
         writer.writeheader()
         writer.writerows(metrics)
-    beside.replace(workdir / "metrics.csv")

@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from zfkeras.data import datasets, samples, shapes
+from zfkeras.data.datasets import DatasetError
+
+
+@pytest.fixture
+def folder(tmp_path, rng):
+    """Two classes; a fifth of the pictures greyscale, sizes mixed."""
+    for split, count in (("train", 5), ("val", 3)):
+        for label, name in enumerate(("n01440764", "zebra")):
+            place = tmp_path / split / name
+            place.mkdir(parents=True)
+            for index in range(count):
+                size = (30 + 7 * index, 50 - 3 * index)
+                colour = (40 + 100 * label, 10 * index, 0)
+                picture = Image.new("RGB", size, colour)
+                (picture.convert("L") if index == 4 else picture).save(place / f"{index}.png")
+            (place / "notes.txt").write_text("not a picture")
+    return tmp_path
+
+
+def test_a_folder_gives_its_pictures_in_order_with_labels(folder):
+    loaded = datasets.load(str(folder), "train", 24)
+
+    examples = [(image.numpy(), int(label)) for image, label in loaded.examples]
+    assert loaded.class_names == ("tench", "zebra")
+    assert loaded.count == len(examples) == 10
+    assert [label for _, label in examples] == [0] * 5 + [1] * 5
+    for image, _ in examples:
+        assert image.shape == (24, 24, 3)
+        assert image.dtype == np.uint8
+    assert examples[6][0][0, 0].tolist() == [140, 10, 0]
+
+
+def test_the_validation_split_has_the_labels_of_training(folder):
+    # A class without validation pictures must not move the others' labels.
+    for picture in (folder / "val" / "n01440764").iterdir():
+        picture.unlink()
+
+    loaded = datasets.load(str(folder), "validation", 24)
+
+    assert loaded.class_names == ("tench", "zebra")
+    assert {int(label) for _, label in loaded.examples} == {1}
+
+
+def test_tensorflow_datasets_are_loaded_by_name(tmp_path):
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=6):
+        loaded = datasets.load("imagenette/160px-v2", "validation", 32, str(tmp_path))
+        images = [image for image, _ in loaded.examples]
+
+    assert loaded.class_names[0] == "tench"
+    assert len(images) == 6
+    assert images[0].shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist"])
+def test_colour_and_greyscale_data_sets_look_alike(tmp_path, name):
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=2):
+        loaded = datasets.load(name, "validation", 16, str(tmp_path))
+        image, label = next(iter(loaded.examples))
+
+    assert image.shape == (16, 16, 3)
+    assert label.dtype == tf.int32
+
+
+def test_shapes_need_no_files():
+    loaded = datasets.load("shapes", "validation", 40)
+
+    image, label = next(iter(loaded.examples.skip(3)))
+    picture = shapes.draw(3, "validation", 40)
+    np.testing.assert_array_equal(image, picture.image)
+    assert label == picture.label == 3
+    assert loaded.count == shapes.COUNTS["validation"]
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_shapes_have_their_parts_where_they_say(index):
+    small, large = shapes.draw(index, size=73), shapes.draw(index, size=146)
+
+    assert small.parts
+    for name, (row, column) in small.parts.items():
+        assert 0 <= row < 73
+        assert 0 <= column < 73
+        np.testing.assert_allclose(np.array(large.parts[name]) / 2, (row, column), atol=1e-6)
+
+
+def test_the_eyes_of_a_drawn_face_are_white_around_the_pupil():
+    face = shapes.draw(0, size=200)
+    row, column = (round(place) for place in face.parts["left eye"])
+
+    across = face.image[row, column - 30 : column + 30].astype(int)
+    assert (across.min(axis=1) > 230).any()
+
+
+def test_every_shape_is_its_own_and_always_the_same():
+    first = [shapes.draw(index, size=32).image for index in range(12)]
+
+    np.testing.assert_array_equal(first[7], shapes.draw(7, size=32).image)
+    assert len({image.tobytes() for image in first}) == 12
+    assert shapes.draw(7, "validation", 32).image.tobytes() != first[7].tobytes()
+
+
+@pytest.mark.parametrize("name", samples.NAMES)
+def test_samples_are_installed_photographs(name):
+    picture = samples.load(name)
+
+    assert picture.ndim == 3
+    assert picture.shape[2] == 3
+    assert min(picture.shape[:2]) >= 300
+    assert picture.dtype == np.uint8
+
+
+def empty(folder):
+    for picture in folder.rglob("*.png"):
+        picture.unlink()
+
+
+def keep_one_class(folder):
+    for split in ("train", "val"):
+        for file in (folder / split / "zebra").iterdir():
+            file.unlink()
+        (folder / split / "zebra").rmdir()
+
+
+def remove_validation(folder):
+    (folder / "val").rename(folder / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (empty, "has no pictures"),
+        (keep_one_class, "single class, 'tench'"),
+        (remove_validation, "no folder val or validation or test"),
+    ],
+    ids=["empty", "one class", "no validation"],
+)
+def test_folders_that_cannot_be_used_say_why(folder, damage, message):
+    damage(folder)
+
+    with pytest.raises(DatasetError, match=message):
+        datasets.load(str(folder), "validation", 24)
+
+
+def test_unknown_names_are_named(tmp_path):
+    with pytest.raises(DatasetError, match="no tensorflow-datasets data set 'no_such_thing'"):
+        datasets.load("no_such_thing", "train", 24, str(tmp_path))

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from zfkeras.data import images
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (31, 31), (1, 1), (1, 50), (20, 21)])
+def test_any_picture_becomes_a_centre_square(rng, shape):
+    picture = rng.integers(0, 255, (*shape, 3), dtype=np.uint8)
+
+    square = images.centre_square(tf.constant(picture), 31)
+
+    assert square.shape == (31, 31, 3)
+    assert square.dtype == tf.uint8
+
+
+@pytest.mark.parametrize("shape", [(31, 51), (51, 31)], ids=["wide", "tall"])
+def test_the_square_is_cut_from_the_centre(rng, shape):
+    picture = rng.integers(0, 255, (2, *shape, 3), dtype=np.uint8)
+
+    square = images.centre_square(tf.constant(picture), 31)
+
+    top, left = (shape[0] - 31) // 2, (shape[1] - 31) // 2
+    np.testing.assert_array_equal(square, picture[:, top : top + 31, left : left + 31])
+
+
+def test_the_mean_image_is_the_mean_over_all_batches(rng):
+    pictures = rng.integers(0, 255, (7, 4, 5, 3), dtype=np.uint8)
+    batches = [tf.constant(pictures[:3]), tf.constant(pictures[3:6]), tf.constant(pictures[6:])]
+
+    mean = images.mean_image(iter(batches))
+
+    np.testing.assert_allclose(mean, pictures.mean(axis=0), rtol=1e-6)
+    with pytest.raises(ValueError, match="at least one picture"):
+        images.mean_image([])
+
+
+@pytest.fixture
+def positions():
+    """Pictures whose pixels say where they are: row and column."""
+    rows, columns = np.mgrid[:20, :20].astype(np.float32)
+    one = np.stack([rows, columns, 0 * rows], axis=2)
+    return tf.constant(np.tile(one, (400, 1, 1, 1)))
+
+
+def corners(cropped):
+    """First row, first column and whether flipped, of every crop."""
+    cropped = cropped.numpy()
+    flipped = cropped[:, 0, 0, 1] > cropped[:, 0, -1, 1]
+    left = np.minimum(cropped[:, 0, 0, 1], cropped[:, 0, -1, 1])
+    return np.stack([cropped[:, 0, 0, 0], left, flipped], axis=1)
+
+
+def test_ten_crops_are_the_corners_and_the_centre_flipped_or_not(positions):
+    cropped = images.crop_for_training(positions, (14, 16), "ten", tf.constant([1, 2]))
+
+    places = {tuple(place) for place in np.round(corners(cropped), 3)}
+    expected = {(row, column) for row in (0, 6) for column in (0, 4)} | {(3, 2)}
+    assert places == {(*place, flip) for place in expected for flip in (0, 1)}
+
+
+def test_random_crops_reach_every_place_and_copy_pixels(positions):
+    cropped = images.crop_for_training(positions, (18, 18), "random", tf.constant([1, 2]))
+
+    places = corners(cropped)
+    np.testing.assert_allclose(places, places.round(), atol=1e-4)
+    assert {tuple(place) for place in places[:, :2].round()} == {
+        (row, column) for row in range(3) for column in range(3)
+    }
+
+
+def test_scaled_crops_stay_inside_and_keep_their_area(positions):
+    cropped = images.crop_for_training(positions, (8, 8), "scaled", tf.constant([1, 2])).numpy()
+
+    heights = cropped[:, -1, 0, 0] - cropped[:, 0, 0, 0] + 1
+    widths = np.abs(cropped[:, 0, -1, 1] - cropped[:, 0, 0, 1]) + 1
+    assert cropped.min() >= 0
+    assert cropped[..., :2].max() <= 19 + 1e-4
+    assert (heights * widths).min() >= images.SMALLEST_SCALED_AREA * 400 * 0.99
+    assert heights.std() > 1
+
+
+@pytest.mark.parametrize("crops", ["ten", "random", "scaled"])
+def test_equal_seeds_give_equal_crops(positions, crops):
+    first, again, other = (
+        images.crop_for_training(positions, (14, 14), crops, tf.constant([1, seed]))
+        for seed in (2, 2, 3)
+    )
+
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0
+
+
+def test_centre_crops_agree_with_those_of_evaluation(positions):
+    cropped = images.crop_for_training(positions, (14, 16), "centre", tf.constant([1, 2]))
+
+    np.testing.assert_array_equal(cropped, images.centre_crop(positions, (14, 16)))
+    assert corners(cropped)[0].tolist() == [3, 2, 0]
+
+
+def test_an_unknown_kind_of_crop_is_named(positions):
+    with pytest.raises(ValueError, match="centre, ten, random, scaled.*'two'"):
+        images.crop_for_training(positions, (14, 14), "two", tf.constant([1, 2]))
