@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-
 from conftest import random_model
+
 from reference import deconvnet as reference
 from zfkeras import ops, receptive_field
 from zfkeras.architecture import Contrast, Filtering, Pooling
@@ -299,7 +299,7 @@ def test_more_maps_than_there_are_cannot_be_ranked(tiny_model, pictures, top_k):
 
 def test_pictures_of_another_size_are_refused(tiny_model):
     with pytest.raises(ValueError, match=r"shape \(batch, 29, 37, 3\).*\(1, 37, 29, 3\)"):
-        Deconvnet(tiny_model).project_strongest(np.zeros((1, 37, 29, 3)), "conv1")
+        Deconvnet(tiny_model).project_strongest(np.zeros((1, 37, 29, 3)), "conv1", 2)
 
 
 def test_models_without_blocks_are_refused():

@@ -1,4 +1,4 @@
-"""A module imports only modules of a lower rank, so that each can be read without those above it."""
+"""A module imports only modules of a lower rank, and can be read without those above it."""
 
 import ast
 from pathlib import Path

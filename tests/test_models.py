@@ -1,8 +1,8 @@
 import keras
 import numpy as np
 import pytest
-
 from conftest import random_model
+
 from zfkeras.architecture import ZFNET_SMALL
 from zfkeras.models import ZFNet
 

@@ -5,8 +5,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-
 from conftest import random_model
+
 from zfkeras.data import datasets, shapes
 from zfkeras.training import loop
 from zfkeras.training.config import TrainingConfig
@@ -160,7 +160,7 @@ def test_epochs_differ_and_repeat(rng):
 
     assert first == again
     assert first != second
-    assert sorted(sum(first, [])) == sorted(sum(second, []))
+    assert sorted(np.ravel(first)) == sorted(np.ravel(second))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_batch_larger_than_the_data_set_is_refused(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(TrainingError, match="not finite after step"):
-        train(dataclasses.replace(CONFIG, learning_rate=1e30), tmp_path)
+        train(dataclasses.replace(CONFIG, learning_rate=math.inf), tmp_path)
 
 
 def test_directories_without_a_run_are_named(tmp_path):

@@ -124,7 +124,8 @@ def train(config, workdir, on_epoch=None, progress=False):
             factor = rate_factor(config.schedule, done / (config.epochs * steps), errors_so_far)
             if done < config.warmup_steps:
                 factor *= (done + 1) / config.warmup_steps
-            optimizer.learning_rate = config.learning_rate * factor
+            learning_rate = config.learning_rate * factor
+            optimizer.learning_rate = learning_rate
             totals += step(pictures, labels, seeds).numpy()
             if not np.isfinite(totals[0]):
                 raise TrainingError(
@@ -137,7 +138,7 @@ def train(config, workdir, on_epoch=None, progress=False):
         metrics.append(
             {
                 "epoch": epoch + 1,
-                "learning_rate": float(optimizer.learning_rate),
+                "learning_rate": learning_rate,
                 "loss": totals[0] / totals[2],
                 "training_top1_error": totals[1] / totals[2],
                 "validation_top1_error": errors.top1,

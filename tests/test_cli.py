@@ -1,0 +1,223 @@
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from zfkeras import cli
+from zfkeras.data import shapes
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(command, *arguments):
+        return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+    return run
+
+
+@pytest.fixture
+def picture(tmp_path, rng):
+    path = tmp_path / "picture.png"
+    Image.fromarray(rng.integers(0, 255, (50, 61, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def assert_one_line(result, *parts):
+    assert result.exit_code == 2, result.output
+    error = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(error) == 1
+    assert "Traceback" not in result.output
+    for part in parts:
+        assert part in error[0]
+
+
+def commands():
+    yield "zfkeras", cli.cli
+    yield "zfkeras-train", cli.train
+    for name, command in cli.cli.commands.items():
+        yield f"zfkeras {name}", command
+
+
+@pytest.mark.parametrize(("name", "command"), commands(), ids=lambda value: str(value))
+def test_every_command_and_option_has_help(run, name, command):
+    result = run(command, "--help")
+
+    assert result.exit_code == 0
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name not in ("version", "help"):
+            assert parameter.opts[0] in result.output
+
+
+def test_project_writes_a_sheet_and_its_numbers(run, export_dir, picture, tmp_path):
+    result = run(
+        cli.cli,
+        *("project", picture, "--model", export_dir, "--layer", "conv3", "--top", 4),
+        *("--output", "out/sheet.png", "--numbers", "out/numbers.npz"),
+    )
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "Wrote 4 projections of conv3 to out/sheet.png"
+    assert Image.open(tmp_path / "out/sheet.png").size == (2 * (2 * 112 + 4) + 16, 2 * 112 + 4)
+    with np.load(tmp_path / "out/numbers.npz") as numbers:
+        assert numbers["projections"].shape == (4, 29, 37, 3)
+        assert numbers["boxes"].shape == (4, 4)
+        assert numbers["picture"].shape == (29, 37, 3)
+
+
+def test_project_takes_given_feature_maps(run, export_dir, picture):
+    result = run(
+        cli.cli,
+        *("project", picture, "--model", export_dir, "--layer", "conv2"),
+        *("--feature-map", 5, "--feature-map", 1, "--numbers", "numbers.npz"),
+    )
+
+    assert result.exit_code == 0, result.output
+    with np.load("numbers.npz") as numbers:
+        assert numbers["feature_maps"].tolist() == [5, 1]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "I;16", "1"])
+def test_project_handles_every_kind_of_picture(run, export_dir, tmp_path, mode):
+    path = tmp_path / "picture.png"
+    Image.new(mode, (40, 30)).save(path)
+
+    result = run(cli.cli, "project", path, "--model", export_dir, "--layer", "conv1", "--top", 1)
+
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--layer", "conv9"), ("--layer", "'conv9' is not one of conv1, conv2, conv3")),
+        (("--layer", "conv3", "--feature-map", "5"), ("--feature-map", "0 to 4", "5")),
+        (("--layer", "conv3", "--feature-map", "-1"), ("--feature-map", "-1")),
+        (("--layer", "conv3", "--top", "6"), ("--top", "5 feature maps")),
+        (("--layer", "conv3", "--top", "0"), ("--top",)),
+        (("--layer", "conv3", "--top", "2", "--output", "a.txt"), ("a.txt",)),
+        (("--layer", "conv3", "--top", "2", "--numbers", "a.txt"), ("--numbers", "a.txt")),
+    ],
+    ids=["layer", "map", "negative map", "too many", "none", "output", "numbers"],
+)
+def test_project_names_what_is_wrong(run, export_dir, picture, arguments, parts):
+    result = run(cli.cli, "project", picture, "--model", export_dir, *arguments)
+
+    assert_one_line(result, *parts)
+
+
+def text(path):
+    path.write_text("not a picture")
+
+
+def truncated(path):
+    Image.effect_noise((60, 60), 50).convert("RGB").save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:900])
+
+
+def huge(path):
+    Image.new("1", (30_000, 30_000)).save(path, "PNG")
+
+
+@pytest.mark.parametrize("damage", [text, truncated, huge])
+def test_project_refuses_what_is_no_picture(run, export_dir, tmp_path, damage):
+    path = tmp_path / "picture.jpg"
+    damage(path)
+
+    result = run(cli.cli, "project", path, "--model", export_dir, "--layer", "conv1")
+
+    assert_one_line(result, "picture.jpg")
+
+
+def test_project_works_on_a_single_pixel(run, export_dir, tmp_path):
+    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+
+    result = run(
+        cli.cli, "project", "one.png", "--model", export_dir, "--layer", "conv1", "--top", 2
+    )
+
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", ["project", "demo"])
+def test_folders_without_a_model_are_named(run, picture, tmp_path, command):
+    (tmp_path / "empty").mkdir()
+    arguments = [picture] if command == "project" else []
+
+    result = run(cli.cli, command, *arguments, "--model", tmp_path / "empty")
+
+    assert_one_line(result, "empty holds no exported model")
+
+
+def test_demo_writes_a_page_whose_pictures_exist(run, export_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("zfkeras.demo.SHOWN_MAPS", 3)
+
+    result = run(cli.cli, "demo", "--model", export_dir, "--output", "demo")
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "Open demo/index.html in a browser.\n"
+    page = (tmp_path / "demo/index.html").read_text()
+    sources = [part.split('"')[0] for part in page.split('src="')[1:]]
+    assert len(sources) == 1 + 10 * (1 + 3)
+    for source in sources:
+        Image.open(tmp_path / "demo" / source).load()
+    assert "&lt;b&gt;tench" in page
+    assert "<b>tench" not in page
+
+
+def test_train_exports_what_project_reads(run, picture, tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "COUNTS", {"train": 16, "validation": 12})
+
+    result = run(
+        cli.train,
+        *("--dataset", "shapes", "--architecture", "zfnet-small", "--epochs", 1),
+        *("--batch-size", 8, "--workdir", "run", "--export", "exported/shapes"),
+    )
+
+    assert result.exit_code == 0, result.output
+    *_, epoch, exported, last = result.stdout.splitlines()
+    assert epoch.startswith("epoch 1/1  loss ")
+    assert exported == "Exported to exported/shapes/1"
+    assert last.startswith("Top-1 error ")
+    assert last.endswith("on 12 validation pictures.")
+    assert (tmp_path / "run/metrics.csv").exists()
+
+    again = run(cli.cli, "export", "run", "--output", "exported/shapes")
+    projected = run(cli.cli, "project", picture, "--model", "exported/shapes")
+
+    assert again.stdout == "Exported to exported/shapes/2\n"
+    assert projected.exit_code == 0, projected.output
+
+
+def one_class(folder):
+    for split in ("train", "val"):
+        (folder / split / "only").mkdir(parents=True)
+        Image.new("RGB", (200, 200)).save(folder / split / "only/a.png")
+
+
+@pytest.mark.parametrize(
+    ("fill", "part"),
+    [(lambda folder: None, "has no folder train"), (one_class, "single class, 'only'")],
+    ids=["empty", "one class"],
+)
+def test_train_refuses_folders_it_cannot_learn_from(run, tmp_path, fill, part):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    fill(folder)
+
+    result = run(cli.train, "--dataset", folder, "--workdir", "run")
+
+    assert_one_line(result, part)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--architecture", "vgg"), ("--schedule", "never"), ("--epochs", "0"), ("--strategy", "x")],
+)
+def test_train_names_what_it_does_not_know(run, option, value):
+    result = run(cli.train, "--dataset", "shapes", "--workdir", "run", option, value)
+
+    assert_one_line(result, option.removeprefix("--"), value)
