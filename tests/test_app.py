@@ -2,7 +2,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 APP = Path(__file__).parents[1] / "app"

@@ -41,7 +41,7 @@ def commands():
         yield f"zfkeras {name}", command
 
 
-@pytest.mark.parametrize(("name", "command"), commands(), ids=lambda value: str(value))
+@pytest.mark.parametrize(("name", "command"), list(commands()), ids=lambda value: str(value))
 def test_every_command_and_option_has_help(run, name, command):
     result = run(command, "--help")
 

@@ -51,7 +51,7 @@ def prepared(tmp_path, monkeypatch):
     """Makes tensorflow-datasets know two data sets that need no download."""
     tfds = pytest.importorskip("tensorflow_datasets")
 
-    class Tiny(tfds.core.GeneratorBasedBuilder):
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
         SHAPE = (None, None, 3)
         pkg_dir_path = tmp_path
@@ -75,10 +75,10 @@ def prepared(tmp_path, monkeypatch):
                 image = np.full((20 + index, 30, channels), 10 * index, np.uint8)
                 yield index, {"image": image, "label": index % 2}
 
-    class TinyPictures(Tiny):
+    class TinyPictures(Tiny, skip_registration=True):
         name = "tiny_pictures"
 
-    class TinyDigits(Tiny):
+    class TinyDigits(Tiny, skip_registration=True):
         name = "tiny_digits"
         SHAPE = (None, None, 1)
 

@@ -31,4 +31,6 @@ def make_strategy(name):
     if gpus:
         return tf.distribute.MirroredStrategy()
     cpus = [f"/cpu:{index}" for index in range(len(tf.config.list_logical_devices("CPU")))]
-    return tf.distribute.MirroredStrategy(cpus)
+    # The default for CPUs is a collective that leaves its state in the process: a second strategy
+    # in the same process, as in a notebook, fails on it.
+    return tf.distribute.MirroredStrategy(cpus, tf.distribute.ReductionToOneDevice())

@@ -1,0 +1,126 @@
+"""AlexNet with filters trained on ImageNet: the quickest way to see a deconvnet go wrong."""
+
+import dataclasses
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zfkeras import rendering
+from zfkeras.architecture import ALEXNET, Contrast
+from zfkeras.data.pictures import read_picture
+from zfkeras.deconvnet import Deconvnet
+from zfkeras.models import ZFNet
+
+pytestmark = pytest.mark.data
+
+# Caffe's constants, in TensorFlow's convention for alpha, and its mean colour as blue, green, red.
+CONTRAST = Contrast(radius=2, bias=1.0, alpha=2e-5, beta=0.75)
+MEAN_COLOUR = np.array([104, 117, 123], np.float32)[::-1]
+
+
+@pytest.fixture(scope="module")
+def deconvnet():
+    blocks = tuple(
+        dataclasses.replace(
+            block,
+            stages=tuple(
+                CONTRAST if isinstance(stage, Contrast) else stage for stage in block.stages
+            ),
+        )
+        for block in ALEXNET.blocks
+    )
+    # No fully connected layers come with these filters.
+    model = ZFNet(dataclasses.replace(ALEXNET, blocks=blocks, dense=()), 2, filter_rms=None)
+    path = Path(os.environ["ZFKERAS_DATA"]) / "alexnet_conv_ilsvrc12.npz"
+    with np.load(path) as filters:
+        for name in model.feature_layers:
+            kernel = filters[f"{name}_kernel_q"].astype(np.float32) / 256
+            if name == "conv1":
+                kernel = kernel[:, :, ::-1]  # Trained on blue, green, red.
+            model.get_layer(name).set_weights([kernel, filters[f"{name}_bias"]])
+    return Deconvnet(model)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """The first validation picture of every Imagenette class, uint8 `(10, 227, 227, 3)`."""
+    chosen = {}
+    with tarfile.open(Path(os.environ["ZFKERAS_DATA"]) / "imagenette160.tar") as archive:
+        for member in sorted(archive.getmembers(), key=lambda member: member.name):
+            parts = member.name.split("/")
+            if member.isfile() and parts[-3] == "val" and parts[-2] not in chosen:
+                picture = read_picture(io.BytesIO(archive.extractfile(member).read()))
+                side = min(picture.shape[:2])
+                top, left = (np.array(picture.shape[:2]) - side) // 2
+                square = Image.fromarray(picture[top : top + side, left : left + side])
+                chosen[parts[-2]] = np.asarray(square.resize((227, 227)))
+    return np.stack(list(chosen.values()))
+
+
+@pytest.fixture(scope="module")
+def projected(deconvnet, pictures):
+    inputs = pictures.astype(np.float32) - MEAN_COLOUR
+    return {
+        layer: deconvnet.project_strongest(inputs, layer, top_k=3)
+        for layer in deconvnet.feature_layers
+    }
+
+
+def test_sheets_can_be_drawn_for_people_to_look_at(projected, pictures, tmp_path):
+    for layer, projections in projected.items():
+        sheet = rendering.projection_sheet(
+            projections.projections,
+            projections.windows,
+            pictures[projections.pictures],
+            columns=6,
+        )
+        rendering.save(sheet, tmp_path / f"{layer}.png")
+
+        assert sheet.std() > 5
+
+
+def test_different_pictures_excite_different_maps(projected):
+    for layer in ("conv3", "conv4", "conv5"):
+        strongest = projected[layer].feature_maps[::3]
+
+        assert len(set(strongest)) >= 5, layer
+
+
+def test_first_layer_projections_are_the_filters_themselves(deconvnet, projected):
+    """One unit's projection is its filter times its activation: an edge or a colour."""
+    kernel = np.asarray(deconvnet.conv_blocks[0].kernel)
+    conv1 = projected["conv1"]
+
+    for i in range(len(conv1)):
+        top, left, bottom, right = conv1.boxes[i]
+        cut = conv1.projections[i, top:bottom, left:right]
+        expected = conv1.activations[i] * kernel[..., conv1.feature_maps[i]]
+        np.testing.assert_allclose(cut, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_projections_look_like_the_picture_where_they_speak(projected, pictures):
+    """The switches carry the picture's layout, so a projection follows its edges (section 2.1).
+
+    Its magnitude is compared with the picture's gradient; noise or a wrong transposition would
+    not correlate with the patch it came from more than with another picture's patch.
+    """
+    lightness = pictures.astype(np.float64).mean(axis=3)
+    rows, columns = np.gradient(lightness, axis=(1, 2))
+    edges = np.hypot(rows, columns)
+
+    for layer in ("conv2", "conv3", "conv4", "conv5"):
+        projections, own, other = projected[layer], [], []
+        for i, picture in enumerate(projections.pictures):
+            top, left, bottom, right = projections.boxes[i]
+            magnitude = np.abs(projections.projections[i]).sum(axis=2)[top:bottom, left:right]
+            for kept, index in ((own, picture), (other, (picture + 5) % 10)):
+                patch = edges[index, top:bottom, left:right]
+                kept.append(np.corrcoef(magnitude.ravel(), patch.ravel())[0, 1])
+
+        assert np.mean(own) > 0.2, (layer, np.mean(own))
+        assert np.mean(own) > 2 * np.mean(other), (layer, np.mean(own), np.mean(other))

@@ -1,0 +1,67 @@
+"""The trained model that ships in `exported/`."""
+
+import tarfile
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from zfkeras import export
+from zfkeras.data import datasets
+from zfkeras.training.evaluation import evaluate
+
+FOLDER = ROOT / "exported" / "zfnet-imagenette"
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return export.load(FOLDER)
+
+
+def test_it_is_small_enough_to_ship():
+    files = [path for path in (FOLDER / "1").rglob("*") if path.is_file()]
+
+    assert sum(path.stat().st_size for path in files) <= 20 * 2**20
+
+
+def test_it_carries_no_path_of_the_machine_that_made_it():
+    for path in (FOLDER / "1").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            for place in (b"/home/", b"/root/", b"/tmp/", b"site-packages"):
+                assert place not in content, (path, place)
+
+
+def test_its_card_is_complete(shipped):
+    card = shipped.card
+
+    assert card["class_names"] == list(datasets.SYNSET_NAMES.values())
+    assert card["command"].startswith("zfkeras-train --dataset imagenette160 ")
+    assert card["errors"]["count"] == 3925
+    assert card["errors"]["top1"] == card["metrics"][-1]["validation_top1_error"]
+    assert len(card["metrics"]) == card["epochs"] == card["training"]["epochs"]
+
+
+@pytest.mark.data
+def test_it_has_the_error_that_its_card_states(shipped, data_dir, tmp_path):
+    with tarfile.open(data_dir / "imagenette160.tar") as archive:
+        validation = [m for m in archive.getmembers() if m.name.startswith("imagenette160/val/")]
+        archive.extractall(tmp_path, members=validation, filter="data")
+    model, mean_image = shipped.restore()
+    loaded = datasets.load(str(tmp_path / "imagenette160"), "validation", len(mean_image))
+
+    errors = evaluate(model, loaded.examples, mean_image)
+
+    assert errors.count == 3925
+    # The card's figure was measured in bfloat16, which decides a few close calls otherwise.
+    assert errors.top1 == pytest.approx(shipped.card["errors"]["top1"], abs=0.005)
+    assert errors.top5 == pytest.approx(shipped.card["errors"]["top5"], abs=0.005)
+
+
+def test_its_filters_are_learned(shipped):
+    """Trained filters are smoother than the noise they began as."""
+    filters = shipped.first_layer_filters()
+    steps = np.square(np.diff(filters, axis=1)).mean() + np.square(np.diff(filters, axis=2)).mean()
+
+    # For independent weights a step's mean square is twice their variance in each direction.
+    assert steps < 0.75 * 4 * filters.var()
