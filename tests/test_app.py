@@ -1,10 +1,17 @@
+import io
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 APP = Path(__file__).parents[1] / "app"
+
+_file = io.BytesIO()
+Image.fromarray(np.arange(50 * 61 * 3, dtype=np.uint8).reshape(50, 61, 3)).save(_file, "JPEG")
+JPEG = _file.getvalue()
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -16,10 +23,6 @@ def app(export_dir, monkeypatch):
     app = AppTest.from_file(str(APP / "main.py"), default_timeout=120)
     app.session_state["folder"] = str(export_dir.parent)
     return app
-
-
-def upload(app, name, content):
-    app.file_uploader[0].upload((name, content, "image/png")).run()
 
 
 def test_the_page_shows_classes_and_projections_of_a_sample(app):
@@ -70,3 +73,30 @@ def test_a_broken_model_gets_a_message(app, tmp_path):
 
     assert not app.exception
     assert "no readable card.json" in app.error[0].value
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("notes.txt", b"not a picture", "notes.txt is not a picture"),
+        ("broken.jpg", JPEG[: len(JPEG) // 2], "broken.jpg cannot be read as a picture"),
+    ],
+    ids=["text", "truncated"],
+)
+def test_a_wrong_upload_gets_a_message(app, name, content, message):
+    app.run()
+
+    app.file_uploader[0].set_value((name, content, "image/jpeg")).run()
+
+    assert not app.exception
+    assert message in app.error[0].value
+
+
+def test_a_picture_of_ones_own_is_projected(app):
+    app.run()
+
+    app.file_uploader[0].set_value(("mine.jpg", JPEG, "image/jpeg")).run()
+
+    assert not app.exception
+    assert not app.error
+    assert app.subheader[1].value == "Strongest feature maps of conv3"

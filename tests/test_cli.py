@@ -61,7 +61,8 @@ def test_project_writes_a_sheet_and_its_numbers(run, export_dir, picture, tmp_pa
 
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == "Wrote 4 projections of conv3 to out/sheet.png"
-    assert Image.open(tmp_path / "out/sheet.png").size == (2 * (2 * 112 + 4) + 16, 2 * 112 + 4)
+    with Image.open(tmp_path / "out/sheet.png") as sheet:
+        assert sheet.size == (2 * (2 * 112 + 4) + 16, 2 * 112 + 4)
     with np.load(tmp_path / "out/numbers.npz") as numbers:
         assert numbers["projections"].shape == (4, 29, 37, 3)
         assert numbers["boxes"].shape == (4, 4)
@@ -163,7 +164,8 @@ def test_demo_writes_a_page_whose_pictures_exist(run, export_dir, tmp_path, monk
     sources = [part.split('"')[0] for part in page.split('src="')[1:]]
     assert len(sources) == 1 + 10 * (1 + 3)
     for source in sources:
-        Image.open(tmp_path / "demo" / source).load()
+        with Image.open(tmp_path / "demo" / source) as picture:
+            picture.load()
     assert "&lt;b&gt;tench" in page
     assert "<b>tench" not in page
 

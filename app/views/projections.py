@@ -7,6 +7,7 @@ from zfkeras import rendering
 from zfkeras.data import pictures, samples
 
 COLUMNS = 3
+MOST_MAPS = 36
 ENLARGED = 420
 
 model, layer = st.session_state.model, st.session_state.layer
@@ -57,7 +58,8 @@ else:
         st.error(str(error))
         st.stop()
 
-top = st.slider("Feature maps", 3, min(36, model.feature_map_count(layer)), 9, step=3)
+most = min(MOST_MAPS, model.feature_map_count(layer))
+top = st.slider("Feature maps", 1, most, min(9, most))
 probabilities, projections, seen = project(str(model.path), picture, layer, top, model)
 
 left, right = st.columns([1, 2])
