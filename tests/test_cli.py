@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import click
 import numpy as np
 import pytest
@@ -223,3 +226,18 @@ def test_train_names_what_it_does_not_know(run, option, value):
     result = run(cli.train, "--dataset", "shapes", "--workdir", "run", option, value)
 
     assert_one_line(result, option.removeprefix("--"), value)
+
+
+def test_commands_say_nothing_but_their_result(export_dir, picture, tmp_path):
+    """In a process of its own: TensorFlow's reports come from its C++ part."""
+    arguments = ["project", picture, "--model", export_dir, "--layer", "conv1", "--top", "1"]
+
+    finished = subprocess.run(
+        [sys.executable, "-m", "zfkeras", *map(str, arguments), "--output", tmp_path / "a.png"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert len(finished.stdout.splitlines()) == 2
+    assert finished.stderr == ""

@@ -177,6 +177,13 @@ def test_a_process_without_keras_and_zfkeras_gets_the_same(
             np.testing.assert_array_equal(results[f"project_{layer}/box"], expected.boxes)
 
 
+def test_every_weight_is_written_once(exported):
+    model, _ = exported.restore()
+    written = sum(path.stat().st_size for path in (exported.path / "variables").iterdir())
+
+    assert 4 * model.count_params() <= written <= 4 * model.count_params() + 8192
+
+
 def test_inputs_and_outputs_have_the_names_of_the_contract(exported):
     signatures = exported.saved_model.signatures
 

@@ -286,10 +286,14 @@ class Deconvnet(keras.Model):
             # One trace per layer, whatever the number of pictures and projections.
             any_number = tf.TensorSpec((None, *inputs.shape[1:]), tf.float32)
             self._ascents[layer] = tf.function(
-                lambda inputs: self.ascend(inputs, layer), input_signature=[any_number]
+                lambda inputs: self.ascend(inputs, layer),
+                input_signature=[any_number],
+                autograph=False,
             )
             self._descents[layer] = tf.function(
-                lambda *arguments: self.project_positions(*arguments, layer), reduce_retracing=True
+                lambda *arguments: self.project_positions(*arguments, layer),
+                autograph=False,
+                reduce_retracing=True,
             )
         parts = []
         for first in range(0, len(inputs), batch_size):

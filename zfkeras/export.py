@@ -202,8 +202,8 @@ class ExportedModel:
     def restore(self):
         """The Keras model with its weights, in float32, and its mean image."""
         model = ZFNet(self.architecture, len(self.class_names), dtype="float32")
-        for variable, value in zip(model.variables, self.saved_model.variables, strict=True):
-            variable.assign(value)
+        for weight, value in zip(model.weights, self.saved_model.weights, strict=True):
+            weight.assign(value)
         return model, np.load(self.path / MEAN_IMAGE)
 
 
@@ -259,14 +259,19 @@ def _write_saved_model(run, path):
 
     pictures = tf.TensorSpec((None, None, None, 3), tf.uint8, "pictures")
     feature_map = tf.TensorSpec((None,), tf.int32, "feature_map")
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint("serving_default", classify, [pictures])
+    signatures = {
+        "serving_default": tf.function(classify, [pictures], autograph=False),
+        "first_layer_filters": tf.function(first_layer_filters, [], autograph=False),
+    }
     for layer, maps in model.architecture.feature_map_counts().items():
         endpoint = functools.partial(project, layer=layer, maps=maps)
-        archive.add_endpoint(f"project_{layer}", endpoint, [pictures, feature_map])
-    archive.add_endpoint("first_layer_filters", first_layer_filters, [])
-    archive.write_out(str(path), verbose=False)
+        signatures[f"project_{layer}"] = tf.function(
+            endpoint, [pictures, feature_map], autograph=False
+        )
+    # Not Keras's ExportArchive: it writes every weight twice, once as a copy of its own.
+    module = tf.Module()
+    module.weights = [weight.value for weight in model.weights]
+    tf.saved_model.save(module, str(path), signatures)
 
 
 def _card(run, name, command):

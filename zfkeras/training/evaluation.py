@@ -48,7 +48,7 @@ def evaluate(model, examples, mean_image, batch_size=128, strategy=None):
         sums = [tf.reduce_sum(misses(logits, labels, k)) for k in (1, 5)]
         return tf.stack([*sums, tf.cast(tf.shape(labels)[0], tf.float32)])
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(autograph=False, reduce_retracing=True)
     def step(pictures, labels):
         counts = strategy.run(count_misses, (pictures, labels))
         return strategy.reduce(tf.distribute.ReduceOp.SUM, counts, axis=None)

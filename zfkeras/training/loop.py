@@ -216,7 +216,7 @@ def _training_step(model, optimizer, strategy, mean_image, config):
             ]
         )
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(autograph=False, reduce_retracing=True)
     def step(pictures, labels, seeds):
         sums = strategy.run(replica_step, (pictures, labels, seeds))
         return strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
