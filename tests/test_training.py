@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import random_model
+from PIL import Image
 
 from zfkeras.data import datasets, shapes
+from zfkeras.data.datasets import DatasetError
 from zfkeras.training import loop
 from zfkeras.training.config import TrainingConfig
 from zfkeras.training.evaluation import evaluate, misses
@@ -228,3 +230,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 def test_directories_without_a_run_are_named(tmp_path):
     with pytest.raises(TrainingError, match="no training run"):
         load_run(tmp_path)
+
+
+def test_a_broken_picture_in_a_folder_is_named(tmp_path):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for index in range(5):
+                image = shapes.draw(index, size=150).image
+                Image.fromarray(image).save(folder / f"{index}.jpg")
+    broken = tmp_path / "pictures/train/b/3.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    config = dataclasses.replace(CONFIG, dataset=str(tmp_path / "pictures"))
+
+    with pytest.raises(DatasetError, match=r"train/b/3\.jpg cannot be read as a picture"):
+        train(config, tmp_path / "run")

@@ -30,10 +30,11 @@ def enlarge(projections, seen, index):
     sheet = rendering.projection_sheet(
         projections.projections[one], projections.windows[one], seen, size=ENLARGED
     )
-    st.image(sheet, caption="Projection and patch")
-    st.image(
-        rendering.enlarge(rendering.outline(seen, projections.boxes[index]), ENLARGED),
-        caption="What this unit sees of the picture",
+    both, whole = st.columns([2, 1])
+    both.image(sheet, caption="Projection and patch", width="stretch")
+    outlined = rendering.outline(seen, projections.boxes[index])
+    whole.image(
+        rendering.enlarge(outlined, ENLARGED), caption="Where in the picture", width="stretch"
     )
     top, left, bottom, right = projections.boxes[index]
     st.write(

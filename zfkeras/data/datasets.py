@@ -1,5 +1,6 @@
 """A name or a folder -> labelled pictures as a `tf.data.Dataset`."""
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,21 @@ def load(source, split, resize_size, data_dir=None):
             "Expected at least two to tell apart."
         )
     return loaded
+
+
+@contextlib.contextmanager
+def naming_broken_pictures(source):
+    """Turns TensorFlow's failure to decode some picture of a folder into an error that names it."""
+    try:
+        yield
+    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
+        for path in sorted(Path(source).rglob("*")):
+            if path.suffix.lower() in SUFFIXES:
+                try:
+                    images.decode(path.read_bytes())
+                except tf.errors.OpError as broken:
+                    raise DatasetError(f"{path} cannot be read as a picture.") from broken
+        raise error
 
 
 def _load_shapes(split, resize_size):

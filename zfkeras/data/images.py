@@ -97,7 +97,7 @@ def crop_for_training(inputs, size, crops, seed):
     extent = tf.tile(tf.constant([[height, width]], tf.float32), (batch, 1))
     if crops == "ten":
         places = tf.constant([[0, 0], [0, 1], [1, 0], [1, 1], [0.5, 0.5]])
-        chosen = tf.random.stateless_uniform((batch,), seeds[0], 0, len(places), tf.int32)
+        chosen = tf.random.stateless_uniform((batch,), seeds[0], 0, places.shape[0], tf.int32)
         start = tf.floor(tf.gather(places, chosen) * free)
     elif crops == "random":
         start = tf.floor(tf.random.stateless_uniform((batch, 2), seeds[0]) * (free + 1))

@@ -72,7 +72,11 @@ def train(config, workdir, on_epoch=None, progress=False):
             finite.
         DatasetError: If the data set cannot be used.
     """
-    workdir = Path(workdir)
+    with datasets.naming_broken_pictures(config.dataset):
+        return _train(config, Path(workdir), on_epoch, progress)
+
+
+def _train(config, workdir, on_epoch, progress):
     training = datasets.load(config.dataset, "train", config.side, config.data_dir)
     validation = datasets.load(config.dataset, "validation", config.side, config.data_dir)
     if training.count < config.global_batch_size:
