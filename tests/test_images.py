@@ -102,3 +102,30 @@ def test_centre_crops_agree_with_those_of_evaluation(positions):
 def test_an_unknown_kind_of_crop_is_named(positions):
     with pytest.raises(ValueError, match="centre, ten, random, scaled.*'two'"):
         images.crop_for_training(positions, (14, 14), "two", tf.constant([1, 2]))
+
+
+@pytest.fixture
+def coloured(rng):
+    return tf.constant(rng.uniform(-128, 128, (50, 6, 7, 3)), tf.float32)
+
+
+def test_colour_jitter_scales_and_shifts_each_picture_on_its_own(coloured):
+    jittered = images.jitter_colour(coloured, 0.3, tf.constant([1, 2])).numpy()
+    before = coloured.numpy()
+
+    grey, jittered_grey = before.mean(axis=3), jittered.mean(axis=3)
+    contrast = jittered_grey.std(axis=(1, 2)) / grey.std(axis=(1, 2))
+    shift = jittered_grey.mean(axis=(1, 2)) - grey.mean(axis=(1, 2))
+    chroma = (before - grey[..., None]).std(axis=(1, 2, 3))
+    saturation = (jittered - jittered_grey[..., None]).std(axis=(1, 2, 3)) / chroma / contrast
+    for change in (contrast - 1, saturation - 1, shift / 128):
+        assert np.abs(change).max() <= 0.3 + 1e-3
+        assert change.min() < -0.2
+        assert change.max() > 0.2
+    assert abs(np.corrcoef(contrast, saturation)[0, 1]) < 0.5
+
+
+def test_colour_jitter_of_no_strength_changes_nothing(coloured):
+    jittered = images.jitter_colour(coloured, 0.0, tf.constant([1, 2]))
+
+    np.testing.assert_allclose(jittered, coloured, atol=1e-4)

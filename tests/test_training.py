@@ -82,7 +82,9 @@ def test_every_filter_keeps_its_limit(tmp_path):
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_trains(tmp_path, precision):
-    run = train(dataclasses.replace(CONFIG, epochs=1, precision=precision), tmp_path)
+    run = train(
+        dataclasses.replace(CONFIG, epochs=1, precision=precision, colour_jitter=0.2), tmp_path
+    )
 
     assert math.isfinite(run.metrics[0]["loss"])
     assert load_run(tmp_path).model.get_layer("conv2").compute_dtype == "float32"

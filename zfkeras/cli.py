@@ -207,6 +207,13 @@ def export_run(workdir, output):
 @click.option(
     "--crops", default="ten", show_default=True, help="ten (paper), random, scaled or centre."
 )
+@click.option(
+    "--colour-jitter",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share by which brightness, contrast and saturation vary.",
+)
 @click.option("--resize-size", type=int, help="Square before cropping [default: 256/224 of input].")
 @click.option(
     "--mixed-precision",

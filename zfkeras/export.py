@@ -315,6 +315,7 @@ trained on {card["date"]} with zfkeras {card["versions"]["zfkeras"]}.
 ({training["schedule"]}), weight decay {training["weight_decay"]}, \
 filter RMS at most {training["filter_rms"]}, label smoothing {training["label_smoothing"]}, \
 `{training["initialization"]}` initialization, `{training["crops"]}` crops, \
+colour jitter {training["colour_jitter"]}, \
 {training["precision"]} |
 | top-1 error | {errors["top1"]:.2%} on {errors["count"]} validation pictures, one centre view |
 | top-5 error | {errors["top5"]:.2%} |

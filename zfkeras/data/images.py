@@ -113,3 +113,32 @@ def crop_for_training(inputs, size, crops, seed):
     cropped = tf.image.crop_and_resize(inputs, boxes, tf.range(batch), size)
     flipped = tf.random.stateless_uniform((batch,), seeds[3]) < 0.5
     return tf.where(flipped[:, None, None, None], cropped[:, :, ::-1], cropped)
+
+
+def jitter_colour(inputs, strength, seed):
+    """Changes every picture's brightness, contrast and saturation at random, drawn from a seed.
+
+    Departure from the paper, which is silent on colour: a small training set has each object in
+    few lights only.
+
+    Args:
+        inputs: float32 `(batch, height, width, 3)` in about +-128.
+        strength: Contrast and saturation are scaled by up to this much more or less, brightness
+            shifted by up to this share of the half range, 128.
+        seed: int tensor `(2,)`. Equal seeds give equal changes.
+
+    Returns:
+        float32, shaped like `inputs`.
+
+    Reference:
+        Howard (2013), "Some Improvements on Deep Convolutional Neural Network Based Image
+        Classification", section 2.2.
+    """
+    shape = (3, tf.shape(inputs)[0], 1, 1, 1)
+    change = tf.random.stateless_uniform(shape, seed, -strength, strength)
+    brightness, contrast, saturation = tf.unstack(change)
+    grey = tf.reduce_mean(inputs, axis=3, keepdims=True)
+    level = tf.reduce_mean(grey, axis=(1, 2), keepdims=True)
+    # Both scalings in one: of what differs from grey, and of grey's difference from its mean.
+    coloured = (inputs - grey) * (1 + saturation) * (1 + contrast)
+    return coloured + (grey - level) * (1 + contrast) + level + 128 * brightness

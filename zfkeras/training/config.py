@@ -34,6 +34,7 @@ class TrainingConfig:
     initialization: str = "paper"
     filter_rms: float = 0.1  # for inputs of about +-128
     crops: str = "ten"
+    colour_jitter: float = 0.0  # share by which brightness, contrast and saturation vary
     resize_size: int | None = None  # side of the square before cropping; 256/224 of the input
     precision: str = "float32"
     strategy: str = "default"

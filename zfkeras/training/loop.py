@@ -197,6 +197,9 @@ def _training_step(model, optimizer, strategy, mean_image, config):
     def replica_step(pictures, labels, seeds):
         inputs = images.subtract_mean(pictures, mean_image)
         inputs = images.crop_for_training(inputs, input_size, config.crops, seeds[0])
+        if config.colour_jitter:
+            # The seed's other half, so that place and colour are drawn independently.
+            inputs = images.jitter_colour(inputs, config.colour_jitter, seeds[0][::-1])
         targets = tf.one_hot(labels, model.num_classes)
         smoothing = config.label_smoothing
         targets = targets * (1 - smoothing) + smoothing / model.num_classes
