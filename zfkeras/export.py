@@ -317,10 +317,11 @@ filter RMS at most {training["filter_rms"]}, label smoothing {training["label_sm
 `{training["initialization"]}` initialization, `{training["crops"]}` crops, \
 colour jitter {training["colour_jitter"]}, \
 {training["precision"]} |
-| top-1 error | {errors["top1"]:.2%} on {errors["count"]} validation pictures, one centre view |
+| top-1 error | {errors["top1"]:.2%} on {errors["count"]:,} validation pictures, one view |
 | top-5 error | {errors["top5"]:.2%} |
 | preprocessing | shorter side to {training["resize_size"] or "256/224 of the input"}, \
-centre square, image (`mean_image.npy`) subtracted, centre crop; all of it inside the SavedModel |
+centre square, mean image (`mean_image.npy`) subtracted, centre crop; \
+all of it inside the SavedModel |
 
 Made by:
 
