@@ -241,6 +241,7 @@ def test_the_model_is_not_changed(tiny_model, pictures):
 
 def test_a_deconvnet_survives_saving(tmp_path, tiny_model, pictures):
     deconvnet = Deconvnet(tiny_model, overlap="max")
+    deconvnet.project_strongest(pictures, "conv3", top_k=2)  # Its graphs are not in the way.
     deconvnet.save(tmp_path / "deconvnet.keras")
 
     revived = keras.saving.load_model(tmp_path / "deconvnet.keras")
@@ -260,6 +261,20 @@ def test_calling_a_deconvnet_gives_the_same_as_its_methods(tiny_model, pictures)
     projected = deconvnet.project_feature_maps(pictures, "conv2", [2, -1, 0])
     for name in called:
         np.testing.assert_allclose(called[name], getattr(projected, name), atol=1e-5)
+
+
+def test_a_layer_is_traced_once_for_any_number_of_pictures(tiny_model, pictures, monkeypatch):
+    deconvnet, traced = Deconvnet(tiny_model), []
+    descend = deconvnet.descend
+    monkeypatch.setattr(
+        deconvnet, "descend", lambda *arguments: traced.append(1) or descend(*arguments)
+    )
+
+    for count in (1, 2, 3):
+        for top_k in (1, 4):
+            deconvnet.project_strongest(pictures[:count], "conv3", top_k)
+
+    assert len(traced) == 1
 
 
 def test_numbers_can_be_saved(tmp_path, tiny_model, pictures):

@@ -104,8 +104,7 @@ class Deconvnet(keras.Model):
                 DeconvBlock(block, size, overlap, name=f"de{block.name}", dtype="float32")
             )
             size = block.map_sizes(size)[-1]
-        self._descents = {}
-        self._ascents = {}
+        self._traces = {}
         self.built = True
 
     @property
@@ -282,22 +281,10 @@ class Deconvnet(keras.Model):
             raise ValueError(
                 f"`start` must be one of {', '.join(START_VALUES)}. Received: start={start!r}."
             )
-        if layer not in self._ascents:
-            # One trace per layer, whatever the number of pictures and projections.
-            any_number = tf.TensorSpec((None, *inputs.shape[1:]), tf.float32)
-            self._ascents[layer] = tf.function(
-                lambda inputs: self.ascend(inputs, layer),
-                input_signature=[any_number],
-                autograph=False,
-            )
-            self._descents[layer] = tf.function(
-                lambda *arguments: self.project_positions(*arguments, layer),
-                autograph=False,
-                reduce_retracing=True,
-            )
+        ascend, project = self._traced(layer)
         parts = []
         for first in range(0, len(inputs), batch_size):
-            maps, switches = self._ascents[layer](inputs[first : first + batch_size])
+            maps, switches = ascend(tf.constant(inputs[first : first + batch_size]))
             own = np.flatnonzero((owners >= first) & (owners < first + batch_size))
             for chunk in (own[i : i + batch_size] for i in range(0, len(own), batch_size)):
                 pictures = tf.constant(owners[chunk] - first)
@@ -308,7 +295,7 @@ class Deconvnet(keras.Model):
                 units = tf.stack([units[1], units[2], units[0]], axis=1)
                 activations = tf.gather_nd(maps, tf.concat([pictures[:, None], units], axis=1))
                 starts = tf.ones_like(activations) if start == "one" else activations
-                projections = self._descents[layer](maps, switches, pictures, units, starts)
+                projections = project(maps, switches, pictures, units, starts)
                 parts.append((units.numpy(), activations.numpy(), projections.numpy()))
         units, activations, projections = map(np.concatenate, zip(*parts, strict=True))
         rows, columns, feature_maps = units.T
@@ -323,6 +310,26 @@ class Deconvnet(keras.Model):
             windows=self._spans(receptive_field.windows, layer, rows, columns).numpy(),
             projections=projections,
         )
+
+    def _traced(self, layer):
+        """`ascend` and `project_positions` of a layer as graphs, for any number of pictures."""
+        if layer not in self._traces:
+            inputs = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
+            ascend = tf.function(
+                lambda inputs: self.ascend(inputs, layer), [inputs], autograph=False
+            ).get_concrete_function()
+            maps, switches = ascend.structured_outputs
+            project = tf.function(
+                lambda *arguments: self.project_positions(*arguments, layer), autograph=False
+            ).get_concrete_function(
+                maps,
+                switches,
+                tf.TensorSpec((None,), tf.int32),
+                tf.TensorSpec((None, 3), tf.int32),
+                tf.TensorSpec((None,), tf.float32),
+            )
+            self._traces[layer] = ascend, project
+        return self._traces[layer]
 
     def _spans(self, geometry, layer, rows, columns):
         row_spans, column_spans = (
