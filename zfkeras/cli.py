@@ -34,16 +34,23 @@ def import_tensorflow():
         os.close(kept)
 
 
+class OneLineError(click.ClickException):
+    """What was wrong with the input, without the usage that click shows for a wrong option."""
+
+    exit_code = 2
+
+
 def one_line_errors(command):
-    """Turns the library's errors into usage errors: one line, exit code 2, no traceback."""
+    """Turns the library's errors into one line with exit code 2 and no traceback."""
 
     @functools.wraps(command)
     def guarded(*args, **kwargs):
         try:
             return command(*args, **kwargs)
+        except click.BadParameter as error:
+            raise OneLineError(error.format_message()) from error
         except (ValueError, OSError) as error:
-            message = " ".join(str(error).split())
-            raise click.UsageError(message) from error
+            raise OneLineError(" ".join(str(error).split())) from error
 
     return guarded
 
@@ -80,7 +87,7 @@ def cli():
 @click.option("--layer", default="conv5", show_default=True, help="Layer to project from.")
 @click.option(
     "--top",
-    type=click.IntRange(min=1),
+    type=int,
     default=9,
     show_default=True,
     help="How many of the layer's strongest feature maps to project.",
@@ -125,9 +132,10 @@ def project(picture, model_dir, layer, top, feature_maps, output, numbers):
                 f"{layer} has feature maps 0 to {count - 1}. Received: {feature_map}.",
                 param_hint="--feature-map",
             )
-    if not feature_maps and top > count:
+    if not feature_maps and not 1 <= top <= count:
         raise click.BadParameter(
-            f"{layer} has {count} feature maps. Received: {top}.", param_hint="--top"
+            f"Expected 1 to {count} of {layer}'s {count} feature maps. Received: {top}.",
+            param_hint="--top",
         )
     if numbers and numbers.suffix != ".npz":
         raise click.BadParameter(
