@@ -104,3 +104,7 @@ def test_too_small_pictures_name_the_layer():
 def test_an_unknown_layer_is_named():
     with pytest.raises(ValueError, match="conv1, .*'conv9'"):
         ZFNET.without("conv9")
+    with pytest.raises(ValueError, match="conv1, .*conv5. Received: 'fc6'"):
+        ZFNET.with_maps(fc6=2048)
+    with pytest.raises(ValueError, match="fc6, fc7. Received: 'conv3'"):
+        ZFNET.with_units(conv3=512)

@@ -231,6 +231,10 @@ def test_every_save_is_a_new_version_and_the_highest_is_loaded(exported, tmp_pat
 
 def test_models_are_found_below_a_folder(exported, tmp_path):
     assert export.find(exported.path.parents[1]) == [exported.path]
+    unfinished = tmp_path / "name" / ".partial-x"
+    unfinished.mkdir(parents=True)
+    for name in ("saved_model.pb", export.CARD):
+        (unfinished / name).write_bytes((exported.path / name).read_bytes())
     assert export.find(tmp_path) == []
 
 

@@ -97,7 +97,7 @@ def test_truncated_files_give_one_line(tmp_path, photograph, kind, share):
 
 
 def test_random_damage_never_gives_anything_but_a_picture_or_one_line(tmp_path, photograph, rng):
-    for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"):
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "DDS"):
         file = io.BytesIO()
         photograph.save(file, kind)
         for _ in range(30):

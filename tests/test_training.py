@@ -154,6 +154,13 @@ def test_misses_look_at_the_k_largest():
     assert misses(logits, tf.constant([2, 0]), 5).numpy().tolist() == [0, 0]
 
 
+def test_a_dead_network_hits_by_chance_only():
+    labels = tf.range(10)
+
+    assert misses(tf.zeros((10, 10)), labels, 1).numpy().sum() == 9
+    assert misses(tf.zeros((10, 10)), labels, 5).numpy().sum() == 5
+
+
 def test_epochs_differ_and_repeat(rng):
     examples = datasets.load("shapes", "train", 16).examples
 

@@ -120,7 +120,7 @@ class Architecture:
 
         A removed block's pooling goes with it; Table 3 only removes blocks that do not pool.
         """
-        self._require(names)
+        _require(names, (*self.blocks, *self.dense))
         return dataclasses.replace(
             self,
             blocks=tuple(block for block in self.blocks if block.name not in names),
@@ -129,7 +129,7 @@ class Architecture:
 
     def with_maps(self, **maps):
         """This architecture with other numbers of feature maps, by block name."""
-        self._require(maps)
+        _require(maps, self.blocks)
 
         def widened(block):
             return dataclasses.replace(
@@ -146,7 +146,7 @@ class Architecture:
 
     def with_units(self, **units):
         """This architecture with other numbers of units in its fully connected layers."""
-        self._require(units)
+        _require(units, self.dense)
         return dataclasses.replace(
             self,
             dense=tuple(
@@ -198,11 +198,12 @@ class Architecture:
         dense = tuple(Dense(**layer) for layer in data["dense"])
         return cls(data["name"], tuple(data["input_size"]), blocks, dense)
 
-    def _require(self, names):
-        known = [layer.name for layer in (*self.blocks, *self.dense)]
-        for name in names:
-            if name not in known:
-                raise ValueError(f"Expected a layer of {', '.join(known)}. Received: {name!r}.")
+
+def _require(names, layers):
+    known = [layer.name for layer in layers]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"Expected a layer of {', '.join(known)}. Received: {name!r}.")
 
 
 def _as_data(architecture):

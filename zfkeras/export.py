@@ -112,7 +112,12 @@ def load(folder):
 def find(folder):
     """Paths of all exported models below a folder, for a person to choose from."""
     cards = sorted(Path(folder).glob(f"*/*/{CARD}"))
-    return [card.parent for card in cards if (card.parent / "saved_model.pb").exists()]
+    # A version that is still being written has a hidden name.
+    return [
+        card.parent
+        for card in cards
+        if card.parent.name.isdigit() and (card.parent / "saved_model.pb").exists()
+    ]
 
 
 @dataclass(frozen=True)

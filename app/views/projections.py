@@ -19,7 +19,7 @@ def load_sample(name):
 
 
 @st.cache_data(max_entries=32, show_spinner="Projecting")
-def project(version, picture, layer, top, _model):
+def project(version, written, picture, layer, top, _model):
     projections, seen = _model.project_strongest(picture, layer, top)
     return _model.classify(picture), projections, seen
 
@@ -60,8 +60,10 @@ else:
         st.stop()
 
 most = min(MOST_MAPS, model.feature_map_count(layer))
-top = st.slider("Feature maps", 1, most, min(9, most))
-probabilities, projections, seen = project(str(model.path), picture, layer, top, model)
+top = st.slider("Feature maps", 1, most, min(9, most)) if most > 1 else 1
+probabilities, projections, seen = project(
+    str(model.path), (model.path / "saved_model.pb").stat().st_mtime_ns, picture, layer, top, model
+)
 
 left, right = st.columns([1, 2])
 left.image(rendering.enlarge(seen, 300), caption="What the network sees")

@@ -50,7 +50,7 @@ def read_picture(file, name=None):
         raise PictureError(f"{name} is not a picture. Expected JPEG, PNG or the like.") from error
     except PictureError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError) as error:
+    except Exception as error:
         # What Pillow raises on broken files depends on the format and on where it breaks.
         raise PictureError(f"{name} cannot be read as a picture: {error}.") from error
 

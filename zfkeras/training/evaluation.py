@@ -18,7 +18,9 @@ class Errors:
 
 def misses(logits, labels, k):
     """1.0 where the label is not among the k largest logits, else 0.0; float32 `(batch,)`."""
-    hits = tf.math.in_top_k(labels, logits, min(k, logits.shape[-1]))
+    # Not `in_top_k`, which counts every tie as a hit: a dead network would make no errors.
+    _, best = tf.math.top_k(logits, min(k, logits.shape[-1]))
+    hits = tf.reduce_any(best == tf.cast(labels, tf.int32)[:, None], axis=1)
     return 1.0 - tf.cast(hits, tf.float32)
 
 

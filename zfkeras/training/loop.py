@@ -274,8 +274,11 @@ def _claim(workdir, config, class_names):
                     "Expected an empty work directory or the same configuration."
                 )
             return
-        path.write_text(config.to_json())
-        (workdir / "class_names.json").write_text(json.dumps(class_names))
+        # The configuration last: it is what marks a directory as a run's.
+        with replacing(workdir / "class_names.json") as beside:
+            beside.write_text(json.dumps(class_names))
+        with replacing(path) as beside:
+            beside.write_text(config.to_json())
     except OSError as error:
         raise TrainingError(f"{workdir} cannot be written: {error.strerror}.") from error
 
