@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +21,8 @@ def folder(tmp_path, rng):
                 picture = Image.new("RGB", size, colour)
                 (picture.convert("L") if index == 4 else picture).save(place / f"{index}.png")
             (place / "notes.txt").write_text("not a picture")
+            (place / "folder.jpg").mkdir()
+        (tmp_path / split / ".checkpoints").mkdir()
     return tmp_path
 
 
@@ -26,7 +30,7 @@ def test_a_folder_gives_its_pictures_in_order_with_labels(folder):
     loaded = datasets.load(str(folder), "train", 24)
 
     examples = [(image.numpy(), int(label)) for image, label in loaded.examples]
-    assert loaded.class_names == ("tench", "zebra")
+    assert loaded.class_names == ("tench", "zebra")  # No hidden folder, no folder named as a file.
     assert loaded.count == len(examples) == 10
     assert [label for _, label in examples] == [0] * 5 + [1] * 5
     for image, _ in examples:
@@ -37,7 +41,7 @@ def test_a_folder_gives_its_pictures_in_order_with_labels(folder):
 
 def test_the_validation_split_has_the_labels_of_training(folder):
     # A class without validation pictures must not move the others' labels.
-    for picture in (folder / "val" / "n01440764").iterdir():
+    for picture in (folder / "val" / "n01440764").glob("*.png"):
         picture.unlink()
 
     loaded = datasets.load(str(folder), "validation", 24)
@@ -161,9 +165,7 @@ def empty(folder):
 
 def keep_one_class(folder):
     for split in ("train", "val"):
-        for file in (folder / split / "zebra").iterdir():
-            file.unlink()
-        (folder / split / "zebra").rmdir()
+        shutil.rmtree(folder / split / "zebra")
 
 
 def remove_validation(folder):

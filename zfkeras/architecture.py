@@ -269,6 +269,8 @@ ZFNET = Architecture(
     (Dense("fc6", 4096), Dense("fc7", 4096)),
 )
 
+# Departure from Krizhevsky: every bias starts at 0, as in Zeiler & Fergus, where he starts those of
+# layers 2, 4, 5 and the hidden dense layers at 1.
 # Krizhevsky et al. (2012), section 3.5; 227 pixels make the 55 x 55 maps of that paper come out.
 ALEXNET = Architecture(
     "alexnet",

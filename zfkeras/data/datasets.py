@@ -119,11 +119,17 @@ def _load_folder(root, split, resize_size):
     # Classes are those of the training folder, so that labels agree between splits.
     train = root / FOLDERS["train"][0]
     classes = sorted(path.name for path in (train if train.is_dir() else folder).iterdir())
-    classes = [name for name in classes if (train / name).is_dir() or (folder / name).is_dir()]
+    classes = [
+        name
+        for name in classes
+        if not name.startswith(".") and ((train / name).is_dir() or (folder / name).is_dir())
+    ]
     paths, labels = [], []
     for label, name in enumerate(classes):
         pictures = sorted(
-            path for path in (folder / name).glob("*") if path.suffix.lower() in SUFFIXES
+            path
+            for path in (folder / name).glob("*")
+            if path.suffix.lower() in SUFFIXES and path.is_file()
         )
         paths.extend(map(str, pictures))
         labels.extend([label] * len(pictures))

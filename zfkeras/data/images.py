@@ -32,7 +32,8 @@ def centre_square(images, size):
     height, width = tf.shape(images)[-3], tf.shape(images)[-2]
     side = tf.minimum(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    # Cutting first resizes fewer pixels than resizing first, with the same result.
+    # Departure from the paper: it resizes, then cuts. Cutting first resizes fewer pixels; the
+    # sampling grid lies up to half a pixel of the picture elsewhere.
     square = images[..., top : top + side, left : left + side, :]
     resized = tf.image.resize(square, (size, size), antialias=True)
     rounded = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
