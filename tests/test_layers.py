@@ -55,9 +55,7 @@ def test_plain_blocks_never_pool_with_switches():
     model = block_model(ZF)
     graph = tf.function(model).get_concrete_function(tf.TensorSpec((2, 13, 16, 3))).graph
 
-    types = {node.op for node in graph.as_graph_def().node}
-    for function in graph.as_graph_def().library.function:
-        types |= {node.op for node in function.node_def}
+    types = {operation.type for operation in graph.get_operations()}
     assert "MaxPool" in types
     assert "MaxPoolWithArgmax" not in types
 

@@ -1,5 +1,6 @@
 """The trained model that ships in `exported/`."""
 
+import re
 import tarfile
 
 import numpy as np
@@ -25,11 +26,10 @@ def test_it_is_small_enough_to_ship():
 
 
 def test_it_carries_no_path_of_the_machine_that_made_it():
+    """A graph remembers the source file of every operation unless it is told not to."""
     for path in (FOLDER / "1").rglob("*"):
         if path.is_file():
-            content = path.read_bytes()
-            for place in (b"/home/", b"/root/", b"/tmp/", b"site-packages"):
-                assert place not in content, (path, place)
+            assert not re.search(rb"/[\w./-]+\.py\b", path.read_bytes()), path
 
 
 def test_its_card_is_complete(shipped):
