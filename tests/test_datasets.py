@@ -26,17 +26,21 @@ def folder(tmp_path, rng):
     return tmp_path
 
 
-def test_a_folder_gives_its_pictures_in_order_with_labels(folder):
+def test_a_folder_gives_its_pictures_with_their_labels_mixed_for_training(folder):
     loaded = datasets.load(str(folder), "train", 24)
 
     examples = [(image.numpy(), int(label)) for image, label in loaded.examples]
     assert loaded.class_names == ("tench", "zebra")  # No hidden folder, no folder named as a file.
     assert loaded.count == len(examples) == 10
-    assert [label for _, label in examples] == [0] * 5 + [1] * 5
+    labels = [label for _, label in examples]
+    assert sorted(labels) == [0] * 5 + [1] * 5 != labels
+    assert labels == [int(label) for _, label in loaded.examples]
     for image, _ in examples:
         assert image.shape == (24, 24, 3)
         assert image.dtype == np.uint8
-    assert examples[6][0][0, 0].tolist() == [140, 10, 0]
+    colours = {(label, *image[0, 0].tolist()) for image, label in examples if image.std() > 0}
+    assert {(1, 140, index * 10, 0) for index in range(4)} <= colours
+    assert {(0, 40, index * 10, 0) for index in range(4)} <= colours
 
 
 def test_the_validation_split_has_the_labels_of_training(folder):

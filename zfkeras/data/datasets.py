@@ -5,6 +5,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from zfkeras.data import images, shapes
@@ -38,7 +39,7 @@ class LabelledPictures:
 
     Attributes:
         examples: Dataset of `(image, label)`: uint8 `(resize_size, resize_size, 3)`, the centre
-            square of the picture, and int32. Always in the same order.
+            square of the picture, and int32. Always in the same order, which for training is mixed.
         class_names: Name of each label.
         count: Number of examples.
     """
@@ -135,6 +136,12 @@ def _load_folder(root, split, resize_size):
         labels.extend([label] * len(pictures))
     if not paths:
         raise DatasetError(f"{folder} has no pictures. Expected <class>/*.jpg below it.")
+
+    if split == "train":
+        # Mixed once, for good: a shuffle buffer holds a few classes only of a large folder that
+        # is read class by class.
+        order = np.random.default_rng(0).permutation(len(paths))
+        paths, labels = [paths[index] for index in order], [labels[index] for index in order]
 
     def example(path, label):
         image = images.decode(tf.io.read_file(path))
