@@ -211,6 +211,12 @@ def test_defaults_are_the_papers():
         ({"precision": "int8"}, "`precision`"),
         ({"strategy": "tpu"}, "`strategy`"),
         ({"epochs": 0}, "`epochs` must be positive"),
+        ({"learning_rate": math.nan}, "`learning_rate` must be positive"),
+        ({"momentum": 2}, "`momentum` must be at least 0 and below 1"),
+        ({"label_smoothing": 1}, "`label_smoothing`"),
+        ({"weight_decay": -1}, "`weight_decay` must not be negative"),
+        ({"warmup_steps": -5}, "`warmup_steps`"),
+        ({"seed": -1}, "`seed`"),
         ({"resize_size": 100}, "at least the input of the architecture, 224"),
     ],
 )
@@ -224,6 +230,23 @@ def test_another_runs_directory_is_not_touched(tmp_path):
 
     with pytest.raises(TrainingError, match="another configuration"):
         train(dataclasses.replace(CONFIG, epochs=2), tmp_path)
+
+
+def test_a_run_that_cannot_start_claims_no_directory(tmp_path):
+    config = dataclasses.replace(CONFIG, strategy="mirrored", global_batch_size=7)
+
+    with pytest.raises(TrainingError, match="divide among 2 replicas. Received: 7"):
+        train(config, tmp_path / "run")
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_other_classes(tmp_path, monkeypatch):
+    train(dataclasses.replace(CONFIG, epochs=1), tmp_path)
+    monkeypatch.setattr(shapes, "CLASS_NAMES", shapes.CLASS_NAMES[::-1])
+
+    with pytest.raises(TrainingError, match="holds a run on the classes face, car"):
+        train(dataclasses.replace(CONFIG, epochs=1), tmp_path)
 
 
 def test_a_batch_larger_than_the_data_set_is_refused(tmp_path):

@@ -57,9 +57,20 @@ class TrainingConfig:
                     f"Received: {name}={getattr(self, name)!r}."
                 )
         for name in ("epochs", "global_batch_size", "learning_rate", "filter_rms"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(
                     f"`{name}` must be positive. Received: {name}={getattr(self, name)}."
+                )
+        for name in ("weight_decay", "colour_jitter", "warmup_steps", "seed", "cache_gib"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(
+                    f"`{name}` must not be negative. Received: {name}={getattr(self, name)}."
+                )
+        for name in ("momentum", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` must be at least 0 and below 1. "
+                    f"Received: {name}={getattr(self, name)}."
                 )
         if self.side < max(ARCHITECTURES[self.architecture].input_size):
             raise ValueError(

@@ -84,7 +84,6 @@ def _train(config, workdir, on_epoch, progress):
             f"{config.dataset} has {training.count} training pictures. "
             f"Expected at least a batch of {config.global_batch_size}."
         )
-    _claim(workdir, config, training.class_names)
     keras.utils.set_random_seed(config.seed)
     strategy = make_strategy(config.strategy)
     if config.global_batch_size % strategy.num_replicas_in_sync:
@@ -93,6 +92,8 @@ def _train(config, workdir, on_epoch, progress):
             f"Received: {config.global_batch_size}."
         )
     cached = _cached(training, config), _cached(validation, config)
+    # Only now: a run that cannot start leaves no trace that a corrected one would stumble over.
+    _claim(workdir, config, training.class_names)
     mean_image = _mean_image(workdir, cached[0], training.count, progress)
     with strategy.scope():
         model = ZFNet(
@@ -272,6 +273,12 @@ def _claim(workdir, config, class_names):
                 raise TrainingError(
                     f"{workdir} holds a run with another configuration ({path}). "
                     "Expected an empty work directory or the same configuration."
+                )
+            stored = json.loads((workdir / "class_names.json").read_text())
+            if stored != list(class_names):
+                raise TrainingError(
+                    f"{workdir} holds a run on the classes {', '.join(stored)}. "
+                    f"Received: {', '.join(class_names)}."
                 )
             return
         # The configuration last: it is what marks a directory as a run's.
