@@ -278,3 +278,28 @@ def test_a_broken_picture_in_a_folder_is_named(tmp_path):
 
     with pytest.raises(DatasetError, match=r"train/b/3\.jpg cannot be read as a picture"):
         train(config, tmp_path / "run")
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage"),
+    [
+        ("checkpoints/*.data-*", cut_short),
+        ("metrics.csv", lambda path: path.unlink()),
+        ("metrics.csv", cut_short),
+        ("config.json", cut_short),
+        ("config.json", lambda path: path.write_text('{"dataset": "shapes", "what": 1}')),
+        ("mean_image.npy", cut_short),
+    ],
+    ids=["checkpoint", "no metrics", "metrics", "config", "unknown key", "mean image"],
+)
+def test_a_damaged_run_is_named(tmp_path, pattern, damage):
+    train(dataclasses.replace(CONFIG, epochs=1), tmp_path)
+    for path in list(tmp_path.glob(pattern)):
+        damage(path)
+
+    with pytest.raises(TrainingError, match="holds a damaged run"):
+        load_run(tmp_path)

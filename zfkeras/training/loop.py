@@ -5,6 +5,7 @@ strategies. A work directory holds the run's `config.json`, `metrics.csv`, `mean
 checkpoints, one per epoch; a second start with the same work directory goes on from the last.
 """
 
+import contextlib
 import csv
 import json
 import time
@@ -114,8 +115,9 @@ def _train(config, workdir, on_epoch, progress):
         checkpoint, str(workdir / "checkpoints"), max_to_keep=KEPT_CHECKPOINTS
     )
     if checkpoints.latest_checkpoint:
-        checkpoint.restore(checkpoints.latest_checkpoint).assert_consumed()
-    metrics = _read_metrics(workdir)[: int(epochs_done)]
+        with _naming_damage(workdir):
+            checkpoint.restore(checkpoints.latest_checkpoint).assert_consumed()
+    metrics = _read_metrics(workdir, int(epochs_done))
 
     for epoch in range(int(epochs_done), config.epochs):
         started = time.perf_counter()
@@ -173,8 +175,10 @@ def load_run(workdir):
     latest = tf.train.latest_checkpoint(str(workdir / "checkpoints"))
     if latest is None or not (workdir / "config.json").exists():
         raise TrainingError(f"{workdir} holds no training run with a checkpoint.")
-    config = TrainingConfig.from_json((workdir / "config.json").read_text())
-    class_names = tuple(json.loads((workdir / "class_names.json").read_text()))
+    with _naming_damage(workdir):
+        config = TrainingConfig.from_json((workdir / "config.json").read_text())
+        class_names = tuple(json.loads((workdir / "class_names.json").read_text()))
+        mean_image = np.load(workdir / "mean_image.npy")
     # Exported models compute in float32 whatever they were trained in.
     model = ZFNet(
         ARCHITECTURES[config.architecture],
@@ -184,9 +188,10 @@ def load_run(workdir):
         dtype="float32",
     )
     epochs_done = tf.Variable(0, dtype=tf.int64)
-    tf.train.Checkpoint(model=model, epochs_done=epochs_done).restore(latest).expect_partial()
-    metrics = _read_metrics(workdir)[: int(epochs_done)]
-    mean_image = np.load(workdir / "mean_image.npy")
+    with _naming_damage(workdir):
+        checkpoint = tf.train.Checkpoint(model=model, epochs_done=epochs_done)
+        checkpoint.restore(latest).expect_partial()
+    metrics = _read_metrics(workdir, int(epochs_done))
     return Run(model, config, class_names, mean_image, _last_errors(metrics), metrics)
 
 
@@ -297,18 +302,30 @@ def _last_errors(metrics):
     )
 
 
-def _read_metrics(workdir):
+@contextlib.contextmanager
+def _naming_damage(workdir):
+    """Turns whatever a damaged file of a run raises into an error that names the run."""
+    try:
+        yield
+    except Exception as error:
+        raise TrainingError(f"{workdir} holds a damaged run: {error}") from error
+
+
+def _read_metrics(workdir, epochs_done):
     path = workdir / "metrics.csv"
-    if not path.exists():
+    if not epochs_done:
         return []
-    with path.open(newline="") as file:
-        return [
+    with _naming_damage(workdir), path.open(newline="") as file:
+        metrics = [
             {
                 name: int(value) if name in ("epoch", "validation_pictures") else float(value)
                 for name, value in row.items()
             }
             for row in csv.DictReader(file)
         ]
+        if len(metrics) < epochs_done:
+            raise ValueError(f"metrics.csv has {len(metrics)} of {epochs_done} epochs")
+    return metrics[:epochs_done]
 
 
 def _write_metrics(workdir, metrics):
