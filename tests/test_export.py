@@ -255,6 +255,14 @@ def broken_card(folder):
 def broken_graph(folder):
     (folder / "saved_model.pb").write_bytes(b"no graph")
     card = {"architecture": {"name": "x", "input_size": [8, 8], "blocks": [], "dense": []}}
+    card |= dict.fromkeys(export.REQUIRED_KEYS)
+    (folder / export.CARD).write_text(json.dumps(card))
+    return folder
+
+
+def card_without_classes(folder):
+    (folder / "saved_model.pb").write_bytes(b"no graph")
+    card = {"architecture": {"name": "x", "input_size": [8, 8], "blocks": [], "dense": []}}
     (folder / export.CARD).write_text(json.dumps(card))
     return folder
 
@@ -262,6 +270,7 @@ def broken_graph(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (card_without_classes, r"no readable card\.json"),
         (no_folder, "There is no folder"),
         (empty_folder, "holds no exported model"),
         (broken_card, r"no readable card\.json"),

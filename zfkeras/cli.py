@@ -6,6 +6,7 @@ imported inside them: that takes seconds, and `--help` should be instant.
 
 import functools
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -270,7 +271,7 @@ def train(workdir, export_dir, batch_size, **options):
 
     run = train(config, workdir, on_epoch=say, progress=sys.stderr.isatty())
     if export_dir:
-        command = " ".join(["zfkeras-train", *sys.argv[1:]])
+        command = shlex.join(["zfkeras-train", *sys.argv[1:]])
         version = export.save(run, export_dir, command)
         click.echo(f"Exported to {version}")
     click.echo(

@@ -41,6 +41,7 @@ from zfkeras.models import ZFNet
 
 CARD = "card.json"
 MEAN_IMAGE = "mean_image.npy"
+REQUIRED_KEYS = ("name", "class_names", "errors")
 
 
 class ModelError(ValueError):
@@ -95,6 +96,8 @@ def load(folder):
     try:
         card = json.loads((version / CARD).read_text())
         architecture = Architecture.from_json(json.dumps(card["architecture"]))
+        for key in REQUIRED_KEYS:
+            card[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{version} has no readable {CARD}. Expected a model that zfkeras exported."
@@ -104,7 +107,8 @@ def load(folder):
     except Exception as error:
         # A damaged SavedModel fails in as many ways as there are bytes in it.
         raise ModelError(f"{version} holds a SavedModel that does not load.") from error
-    if "serving_default" not in saved_model.signatures:
+    layers = [f"project_{block.name}" for block in architecture.blocks]
+    if not {"serving_default", "first_layer_filters", *layers} <= set(saved_model.signatures):
         raise ModelError(f"{version} holds a SavedModel without the signatures of zfkeras.")
     return ExportedModel(version, card, architecture, saved_model)
 
@@ -238,14 +242,19 @@ def _write_saved_model(run, path):
         count = tf.shape(feature_map)[0]
         seen, inputs = prepare(pictures)
         batch = tf.shape(inputs)[0]
-        tf.debugging.Assert(
-            (batch == 1) | (batch == count),
-            ["Expected one feature map for every picture, or one picture."],
-        )
-        tf.debugging.Assert(
-            tf.reduce_all((feature_map >= -maps) & (feature_map < maps)),
-            [f"Expected feature maps of {layer} between {-maps} and {maps - 1}."],
-        )
+        checks = [
+            tf.debugging.Assert(
+                (batch == 1) | (batch == count),
+                ["Expected one feature map for every picture, or one picture."],
+            ),
+            tf.debugging.Assert(
+                tf.reduce_all((feature_map >= -maps) & (feature_map < maps)),
+                [f"Expected feature maps of {layer} between {-maps} and {maps - 1}."],
+            ),
+        ]
+        # Else a look-up may run, and fail with its own message, before its check.
+        with tf.control_dependencies(checks):
+            feature_map, inputs = tf.identity(feature_map), tf.identity(inputs)
         owners = tf.minimum(tf.range(count), batch - 1)
         outputs = deconvnet.project_owned(inputs, owners, feature_map, layer)
         return {
