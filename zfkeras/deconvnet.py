@@ -274,7 +274,8 @@ class Deconvnet(keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        return cls(keras.saving.deserialize_keras_object(config.pop("model")), **config)
+        model = keras.saving.deserialize_keras_object(config["model"])
+        return cls(**{**config, "model": model})
 
     def _project(self, inputs, layer, owners, feature_maps, rows, columns, start, batch_size):
         if start not in START_VALUES:

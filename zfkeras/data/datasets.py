@@ -81,17 +81,17 @@ def load(source, split, resize_size, data_dir=None):
 
 @contextlib.contextmanager
 def naming_broken_pictures(source):
-    """Turns TensorFlow's failure to decode some picture of a folder into an error that names it."""
+    """Turns TensorFlow's failure to read some picture of a folder into an error that names it."""
     try:
         yield
-    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
+    except tf.errors.OpError as error:
         for path in sorted(Path(source).rglob("*")):
-            if path.suffix.lower() in SUFFIXES:
+            if path.suffix.lower() in SUFFIXES and path.is_file():
                 try:
                     images.decode(path.read_bytes())
-                except tf.errors.OpError as broken:
+                except (tf.errors.OpError, OSError) as broken:
                     raise DatasetError(f"{path} cannot be read as a picture.") from broken
-        raise error
+        raise DatasetError(f"{source} cannot be read: {error.message.splitlines()[0]}") from error
 
 
 def _load_shapes(split, resize_size):

@@ -81,5 +81,5 @@ class DeconvBlock(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config):
-        conv_block = keras.saving.deserialize_keras_object(config.pop("conv_block"))
-        return cls(conv_block, **config)
+        conv_block = keras.saving.deserialize_keras_object(config["conv_block"])
+        return cls(**{**config, "conv_block": conv_block})

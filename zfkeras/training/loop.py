@@ -110,7 +110,11 @@ def _train(config, workdir, on_epoch, progress):
         optimizer.build(model.trainable_variables)
     step = _training_step(model, optimizer, strategy, mean_image, config)
     epochs_done = tf.Variable(0, dtype=tf.int64)
-    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, epochs_done=epochs_done)
+    # Keras hides the state of dropout's random numbers from checkpoints of the model.
+    dropout = [variable.value for variable in model.non_trainable_variables]
+    checkpoint = tf.train.Checkpoint(
+        model=model, optimizer=optimizer, epochs_done=epochs_done, dropout=dropout
+    )
     checkpoints = tf.train.CheckpointManager(
         checkpoint, str(workdir / "checkpoints"), max_to_keep=KEPT_CHECKPOINTS
     )
