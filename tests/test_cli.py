@@ -1,5 +1,9 @@
+import dataclasses
+import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import numpy as np
@@ -9,6 +13,7 @@ from PIL import Image
 
 from zfkeras import cli
 from zfkeras.data import shapes
+from zfkeras.training.config import TrainingConfig
 
 
 @pytest.fixture
@@ -125,7 +130,7 @@ def huge(path):
     Image.new("1", (30_000, 30_000)).save(path, "PNG")
 
 
-@pytest.mark.parametrize("damage", [text, truncated, huge])
+@pytest.mark.parametrize("damage", [text, truncated, huge, lambda path: None, Path.mkdir])
 def test_project_refuses_what_is_no_picture(run, export_dir, tmp_path, damage):
     path = tmp_path / "picture.jpg"
     damage(path)
@@ -193,7 +198,47 @@ def test_train_exports_what_project_reads(run, picture, tmp_path, monkeypatch):
     projected = run(cli.cli, "project", picture, "--model", "exported/shapes")
 
     assert again.stdout == "Exported to exported/shapes/2\n"
+    cards = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("exported/*/*/*.json"))]
+    assert [card["command"] for card in cards] == [
+        "zfkeras-train --dataset shapes --architecture zfnet-small --epochs 1 --batch-size 8 "
+        "--workdir run --export exported/shapes"
+    ] * 2
     assert projected.exit_code == 0, projected.output
+
+
+def test_the_command_of_a_card_makes_the_same_configuration():
+    config = TrainingConfig(
+        dataset="my pictures",
+        data_dir="there",
+        architecture="zfnet-small",
+        epochs=3,
+        global_batch_size=7,
+        learning_rate=0.5,
+        schedule="step",
+        warmup_steps=2,
+        momentum=0.5,
+        weight_decay=1e-4,
+        label_smoothing=0.2,
+        initialization="he",
+        filter_rms=0.3,
+        crops="random",
+        colour_jitter=0.4,
+        resize_size=140,
+        precision="mixed_bfloat16",
+        strategy="mirrored",
+        seed=9,
+    )
+    _, *arguments = shlex.split(cli.training_command(config, "run", "out"))
+
+    options = cli.train.make_context("zfkeras-train", arguments).params
+
+    options["global_batch_size"] = options.pop("batch_size")
+    assert str(options.pop("workdir")) == "run"
+    assert str(options.pop("export_dir")) == "out"
+    assert TrainingConfig(**options) == config
+    # Every field differs from its default, or the test would pass for a forgotten one.
+    unchanged = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) == f.default]
+    assert unchanged == ["cache_gib"]
 
 
 def one_class(folder):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from zfkeras import export
+from zfkeras import export, rendering
 from zfkeras.data import datasets
+from zfkeras.data.pictures import read_picture
 from zfkeras.training.evaluation import evaluate
 
 FOLDER = ROOT / "exported" / "zfnet-imagenette"
@@ -56,6 +57,12 @@ def test_it_has_the_error_that_its_card_states(shipped, data_dir, tmp_path):
     # The card's figure was measured in bfloat16, which decides a few close calls otherwise.
     assert errors.top1 == pytest.approx(shipped.card["errors"]["top1"], abs=0.005)
     assert errors.top5 == pytest.approx(shipped.card["errors"]["top5"], abs=0.005)
+
+
+def test_the_drawn_filters_are_its_own(shipped):
+    drawn = rendering.filter_sheet(shipped.first_layer_filters(), export.FILTER_COLUMNS)
+
+    np.testing.assert_array_equal(read_picture(shipped.path / "filters.png"), drawn)
 
 
 def test_its_filters_are_learned(shipped):

@@ -4,6 +4,7 @@ Commands parse, call the library, write, and say one line. TensorFlow and what n
 imported inside them: that takes seconds, and `--help` should be instant.
 """
 
+import dataclasses
 import functools
 import os
 import shlex
@@ -76,6 +77,18 @@ def output_option(default, help):
     )
 
 
+def training_command(config, workdir, export_dir):
+    """The `zfkeras-train` command line of a configuration, defaults left out."""
+    words = ["zfkeras-train"]
+    options = {"global_batch_size": "--batch-size", "precision": "--mixed-precision"}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            option = options.get(field.name, f"--{field.name.replace('_', '-')}")
+            words += [option, str(value)]
+    return shlex.join([*words, "--workdir", str(workdir), "--export", str(export_dir)])
+
+
 @click.group()
 @click.version_option(__version__)
 def cli():
@@ -83,7 +96,7 @@ def cli():
 
 
 @cli.command()
-@click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("picture", type=click.Path(path_type=Path))
 @model_option
 @click.option("--layer", default="conv5", show_default=True, help="Layer to project from.")
 @click.option(
@@ -114,11 +127,17 @@ def project(picture, model_dir, layer, top, feature_maps, output, numbers):
     Example:
         zfkeras project tabby.jpg --layer conv3 --top 4 --output tabby.png
     """
+    from zfkeras import rendering
     from zfkeras.data.pictures import read_picture
 
+    rendering.require_image_path(output)
+    if numbers and numbers.suffix != ".npz":
+        raise click.BadParameter(
+            f"Expected a .npz file. Received: {numbers}.", param_hint="--numbers"
+        )
     pixels = read_picture(picture)
     import_tensorflow()
-    from zfkeras import export, rendering
+    from zfkeras import export
     from zfkeras.writing import replacing
 
     model = export.load(model_dir)
@@ -137,10 +156,6 @@ def project(picture, model_dir, layer, top, feature_maps, output, numbers):
         raise click.BadParameter(
             f"Expected 1 to {count} of {layer}'s {count} feature maps. Received: {top}.",
             param_hint="--top",
-        )
-    if numbers and numbers.suffix != ".npz":
-        raise click.BadParameter(
-            f"Expected a .npz file. Received: {numbers}.", param_hint="--numbers"
         )
     probabilities = model.classify(pixels)
     chosen = feature_maps or range(-1, -top - 1, -1)
@@ -183,7 +198,8 @@ def export_run(workdir, output):
     from zfkeras import export
     from zfkeras.training.loop import load_run
 
-    version = export.save(load_run(workdir), output, f"zfkeras export {workdir} --output {output}")
+    run = load_run(workdir)
+    version = export.save(run, output, training_command(run.config, workdir, output))
     click.echo(f"Exported to {version}")
 
 
@@ -271,8 +287,7 @@ def train(workdir, export_dir, batch_size, **options):
 
     run = train(config, workdir, on_epoch=say, progress=sys.stderr.isatty())
     if export_dir:
-        command = shlex.join(["zfkeras-train", *sys.argv[1:]])
-        version = export.save(run, export_dir, command)
+        version = export.save(run, export_dir, training_command(config, workdir, export_dir))
         click.echo(f"Exported to {version}")
     click.echo(
         f"Top-1 error {run.errors.top1:.2%}, top-5 error {run.errors.top5:.2%} "

@@ -33,14 +33,15 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from zfkeras import __version__
+from zfkeras import __version__, rendering
 from zfkeras.architecture import Architecture
 from zfkeras.data import images
 from zfkeras.deconvnet import Deconvnet, Projections
-from zfkeras.models import ZFNet
+from zfkeras.models import ZFNet, in_float32
 
 CARD = "card.json"
 MEAN_IMAGE = "mean_image.npy"
+FILTER_COLUMNS = 12
 REQUIRED_KEYS = ("name", "class_names", "errors")
 
 
@@ -75,6 +76,9 @@ def save(run, folder, command):
         np.save(beside / MEAN_IMAGE, run.mean_image)
         mean_picture = Image.fromarray(np.clip(run.mean_image, 0, 255).round().astype(np.uint8))
         mean_picture.save(beside / "mean_image.png")
+        kernel = np.asarray(run.model.get_layer(run.model.feature_layers[0]).kernel)
+        filters = rendering.filter_sheet(kernel.transpose(3, 0, 1, 2), columns=FILTER_COLUMNS)
+        rendering.save(filters, beside / "filters.png")
         beside.chmod(0o755)  # Temporary directories are private; a server runs as someone else.
         beside.rename(version)
     except BaseException:
@@ -217,9 +221,7 @@ class ExportedModel:
 
 
 def _write_saved_model(run, path):
-    # The graph computes in float32 whatever the run trained in.
-    model = ZFNet(run.model.architecture, run.model.num_classes, dtype="float32")
-    model.set_weights(run.model.get_weights())
+    model = in_float32(run.model)
     deconvnet = Deconvnet(model)
     side, input_size = run.mean_image.shape[0], model.architecture.input_size
     mean_image = tf.constant(run.mean_image)

@@ -109,3 +109,10 @@ class ZFNet(keras.Model):
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+def in_float32(model):
+    """A network of the same weights that computes in float32, whatever `model` computes in."""
+    copy = ZFNet(model.architecture, model.num_classes, dtype="float32")
+    copy.set_weights(model.get_weights())
+    return copy

@@ -166,10 +166,7 @@ def save(image, path):
     Raises:
         ValueError: If the suffix is not one of an image format.
     """
-    Image.init()
-    suffix = path.suffix.lower()
-    if Image.EXTENSION.get(suffix) not in Image.SAVE:
-        raise ValueError(f"Expected an image file such as sheet.png. Received: {path}.")
+    require_image_path(path)
     with replacing(path) as beside:
         Image.fromarray(image).save(beside)
 
@@ -192,3 +189,10 @@ def outline(image, box, colour=(230, 60, 40), thickness=1):
     inner = slice(top + thickness, bottom - thickness), slice(left + thickness, right - thickness)
     drawn[inner] = image[inner]
     return drawn
+
+
+def require_image_path(path):
+    """Raises ValueError unless the suffix of `path` is that of an image format we can write."""
+    Image.init()
+    if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"Expected an image file such as sheet.png. Received: {path}.")

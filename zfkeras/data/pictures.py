@@ -8,6 +8,10 @@ from PIL import Image, UnidentifiedImageError
 # A decoded picture takes 3 bytes a pixel, and several copies of it live at once.
 MAX_PIXELS = 64_000_000
 
+# Pillow warns of large pictures before our limit can speak. Once for all: to catch warnings around
+# every call is not safe where sessions of the app read pictures at the same time.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 
 class PictureError(ValueError):
     """A file that cannot be used as a picture; the message says which one and why."""
@@ -31,17 +35,14 @@ def read_picture(file, name=None):
     """
     name = name or str(file)
     try:
-        with warnings.catch_warnings():
-            # Pillow's own warning about large pictures comes before our limit can speak.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as picture:
-                width, height = picture.size
-                if width * height > MAX_PIXELS:
-                    raise PictureError(
-                        f"{name} is too large: {width} x {height} pixels. "
-                        f"Expected at most {MAX_PIXELS // 1_000_000} million."
-                    )
-                return _as_rgb(picture)
+        with Image.open(file) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise PictureError(
+                    f"{name} is too large: {width} x {height} pixels. "
+                    f"Expected at most {MAX_PIXELS // 1_000_000} million."
+                )
+            return _as_rgb(picture)
     except (Image.DecompressionBombError, MemoryError) as error:
         raise PictureError(
             f"{name} is too large. Expected at most {MAX_PIXELS // 1_000_000} million pixels."

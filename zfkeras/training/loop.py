@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from zfkeras.architecture import ARCHITECTURES
 from zfkeras.data import datasets, images
-from zfkeras.models import ZFNet
+from zfkeras.models import ZFNet, in_float32
 from zfkeras.training.config import TrainingConfig
 from zfkeras.training.evaluation import Errors, evaluate, misses
 from zfkeras.training.schedule import rate_factor
@@ -145,7 +145,11 @@ def _train(config, workdir, on_epoch, progress):
                 )
             bar.set_postfix(loss=f"{totals[0] / totals[2]:.3f}", refresh=False)
         seconds = time.perf_counter() - started
-        errors = evaluate(model, cached[1], mean_image, config.global_batch_size, strategy)
+        last = epoch + 1 == config.epochs
+        with strategy.scope():
+            # What a run ends with is what ships, and that computes in float32.
+            evaluated = in_float32(model) if last else model
+        errors = evaluate(evaluated, cached[1], mean_image, config.global_batch_size, strategy)
         metrics.append(
             {
                 "epoch": epoch + 1,
