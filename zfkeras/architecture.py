@@ -75,6 +75,15 @@ class Block:
         """The block's stage of this kind, or None."""
         return next((stage for stage in self.stages if isinstance(stage, kind)), None)
 
+    @property
+    def rectified_stages(self):
+        """The stages that come before the maps are pooled or normalized."""
+        return tuple(stage for stage in self.stages if isinstance(stage, Filtering | Rectification))
+
+    def rectified_size(self, size):
+        """`(height, width)` of the maps before they are pooled or normalized."""
+        return self.map_sizes(size)[len(self.rectified_stages)]
+
     def map_sizes(self, size):
         """Height and width before the first stage and after each one.
 

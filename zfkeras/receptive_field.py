@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zfkeras.architecture import Filtering, Pooling, Rectification
+from zfkeras.architecture import Block, Filtering, Pooling
 
 
 @dataclass(frozen=True)
@@ -59,30 +59,23 @@ def boxes(architecture, layer):
         As `windows`.
     """
     stages = dict(_stages_below(architecture))[layer]
-    return tuple(_visible_spans(stages, side) for side in architecture.input_size)
+    return tuple(_visible_spans(layer, stages, architecture.input_size))
 
 
 def feature_map_sizes(architecture):
     """`{block name: (height, width)}` of each block's rectified maps, before they are pooled."""
     sizes, size = {}, architecture.input_size
     for block in architecture.blocks:
-        through = block.map_sizes(size)
-        sizes[block.name] = through[_rectified_stages(block)]
-        size = through[-1]
+        sizes[block.name] = block.rectified_size(size)
+        size = block.map_sizes(size)[-1]
     return sizes
 
 
-def _rectified_stages(block):
-    """How many of a block's stages come before its maps are pooled or normalized."""
-    return sum(isinstance(stage, Filtering | Rectification) for stage in block.stages)
-
-
 def _stages_below(architecture):
-    below = []
+    below = ()
     for block in architecture.blocks:
-        count = _rectified_stages(block)
-        yield block.name, [*below, *block.stages[:count]]
-        below.extend(block.stages)
+        yield block.name, below + block.rectified_stages
+        below += block.stages
 
 
 def _geometry(stage):
@@ -105,16 +98,13 @@ def _compose(stages):
     return ReceptiveField(size, jump, offset)
 
 
-def _visible_spans(stages, side):
-    sides = [side]
-    for stage in stages:
-        window, strides, padding = _geometry(stage)
-        reach = sides[-1] + 2 * padding - window
-        sides.append((-(-reach // strides) if isinstance(stage, Pooling) else reach // strides) + 1)
-    first = np.arange(sides[-1])
-    last = first
-    for stage, below in zip(reversed(stages), reversed(sides[:-1]), strict=True):
-        window, strides, padding = _geometry(stage)
-        first = np.maximum(first * strides - padding, 0)
-        last = np.minimum(last * strides - padding + window - 1, below - 1)
-    return np.stack([first, last + 1], axis=1)
+def _visible_spans(layer, stages, size):
+    """Spans of the layer's rows, then of its columns."""
+    sizes = Block(layer, stages).map_sizes(size)
+    for axis in (0, 1):
+        first = last = np.arange(sizes[-1][axis])
+        for stage, below in zip(reversed(stages), reversed(sizes[:-1]), strict=True):
+            window, strides, padding = _geometry(stage)
+            first = np.maximum(first * strides - padding, 0)
+            last = np.minimum(last * strides - padding + window - 1, below[axis] - 1)
+        yield np.stack([first, last + 1], axis=1)

@@ -75,9 +75,13 @@ class ConvBlock(keras.layers.Layer):
         return self._block.stage(Filtering)
 
     @property
-    def stages_before_pooling(self):
-        """How many stages come before the maps are pooled or normalized."""
-        return sum(isinstance(stage, Filtering | Rectification) for stage in self.stages)
+    def rectification(self):
+        """The `Rectification` stage, or None."""
+        return self._block.stage(Rectification)
+
+    def rectified_size(self, size):
+        """`(height, width)` of the maps before pooling and contrast normalization."""
+        return self._block.rectified_size(size)
 
     def map_sizes(self, size):
         """`(height, width)` before the first stage and after each, for maps of this size."""
@@ -125,8 +129,7 @@ class ConvBlock(keras.layers.Layer):
         outputs = keras.KerasTensor(shape, self.compute_dtype)
         if not emit_switches:
             return outputs
-        sizes = self.map_sizes(maps.shape[1:3])
-        rectified = (shape[0], *sizes[self.stages_before_pooling], shape[-1])
+        rectified = (shape[0], *self.rectified_size(maps.shape[1:3]), shape[-1])
         spec = {
             "outputs": outputs,
             "rectified": keras.KerasTensor(rectified, self.compute_dtype),
@@ -150,7 +153,7 @@ class ConvBlock(keras.layers.Layer):
         return ops.filter_maps(maps, kernel, bias, strides, padding)
 
     def _rectify(self, maps):
-        return keras.ops.relu(maps) if self._block.stage(Rectification) else maps
+        return keras.ops.relu(maps) if self.rectification else maps
 
     def _require_order(self):
         kinds = [type(stage) for stage in self.stages]

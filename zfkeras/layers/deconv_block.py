@@ -3,7 +3,6 @@
 import keras
 
 from zfkeras import ops
-from zfkeras.architecture import Filtering, Rectification
 from zfkeras.layers.unpooling import MaxUnpooling2D
 
 
@@ -37,9 +36,8 @@ class DeconvBlock(keras.layers.Layer):
         self.conv_block = conv_block
         self.output_size = tuple(output_size)
         self.overlap = overlap
-        rectified_size = conv_block.map_sizes(self.output_size)[conv_block.stages_before_pooling]
         self.unpooling = conv_block.pooling and MaxUnpooling2D(
-            rectified_size, overlap, dtype=self.dtype_policy
+            conv_block.rectified_size(self.output_size), overlap, dtype=self.dtype_policy
         )
         self.supports_jit = False
 
@@ -49,12 +47,11 @@ class DeconvBlock(keras.layers.Layer):
     def call(self, signal, switches=None):
         if switches is not None:
             signal = self.unpooling(signal, switches)
-        stages = {type(stage): stage for stage in self.conv_block.stages}
-        if Rectification in stages:
+        if self.conv_block.rectification:
             signal = keras.ops.relu(signal)
-        if Filtering not in stages:
+        filtering = self.conv_block.filtering
+        if not filtering:
             return signal
-        filtering = stages[Filtering]
         return ops.transpose_filters(
             signal,
             keras.ops.cast(self.conv_block.kernel, signal.dtype),
