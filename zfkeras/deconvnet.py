@@ -124,6 +124,7 @@ class Deconvnet(keras.Model):
             activations = block(maps, emit_switches=True)
             maps = activations["outputs"]
             switches.append(activations.get("switches"))
+        # The top block's own switches are not used, so a graph never computes them.
         top = self.conv_blocks[self._depth(layer)]
         rectified = top(maps, emit_switches=True)["rectified"]
         return tf.cast(rectified, tf.float32), switches
@@ -199,8 +200,8 @@ class Deconvnet(keras.Model):
             inputs: Float array `(batch, height, width, 3)` as the model takes it.
             layer: Name of the layer.
             feature_maps, rows, columns: int arrays `(batch,)`, or one number for all pictures.
-            start: `"activation"`, the unit's own value, or `"one"`. A projection is linear in it
-                wherever the signal is positive, so only its scale changes.
+            start: `"activation"`, the unit's own value, or `"one"`. The paper takes the activation;
+                a projection is proportional to a positive start, so only its scale changes.
             batch_size: How many projections descend together.
 
         Returns:
