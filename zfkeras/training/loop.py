@@ -26,7 +26,8 @@ from zfkeras.training.schedule import rate_factor
 from zfkeras.training.strategy import make_strategy
 from zfkeras.writing import replacing
 
-# A full shuffle of ImageNet does not fit in memory; of smaller sets it does.
+# Decoded pictures held for shuffling. All of a small data set; of ImageNet, whose folders are mixed
+# when they are listed, what fits in memory.
 SHUFFLE_PICTURES = 16_384
 KEPT_CHECKPOINTS = 2
 
@@ -97,13 +98,7 @@ def _train(config, workdir, on_epoch, progress):
     _claim(workdir, config, training.class_names)
     mean_image = _mean_image(workdir, cached[0], training.count, progress)
     with strategy.scope():
-        model = ZFNet(
-            ARCHITECTURES[config.architecture],
-            len(training.class_names),
-            config.initialization,
-            config.filter_rms,
-            dtype=config.precision,
-        )
+        model = _network(config, training.class_names, config.precision)
         optimizer = keras.optimizers.SGD(config.learning_rate, config.momentum)
         if config.precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -188,19 +183,20 @@ def load_run(workdir):
         class_names = tuple(json.loads((workdir / "class_names.json").read_text()))
         mean_image = np.load(workdir / "mean_image.npy")
     # Exported models compute in float32 whatever they were trained in.
-    model = ZFNet(
-        ARCHITECTURES[config.architecture],
-        len(class_names),
-        config.initialization,
-        config.filter_rms,
-        dtype="float32",
-    )
+    model = _network(config, class_names, "float32")
     epochs_done = tf.Variable(0, dtype=tf.int64)
     with _naming_damage(workdir):
         checkpoint = tf.train.Checkpoint(model=model, epochs_done=epochs_done)
         checkpoint.restore(latest).expect_partial()
     metrics = _read_metrics(workdir, int(epochs_done))
     return Run(model, config, class_names, mean_image, _last_errors(metrics), metrics)
+
+
+def _network(config, class_names, dtype):
+    architecture = ARCHITECTURES[config.architecture]
+    return ZFNet(
+        architecture, len(class_names), config.initialization, config.filter_rms, dtype=dtype
+    )
 
 
 def _training_step(model, optimizer, strategy, mean_image, config):
