@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from zfkeras import cli
+from zfkeras.cli.train import training_command
 from zfkeras.data import shapes
 from zfkeras.training.config import TrainingConfig
 
@@ -210,6 +211,14 @@ def test_the_command_of_a_card_makes_the_same_configuration():
     config = TrainingConfig(
         dataset="my pictures",
         data_dir="there",
+        strict=True,
+        patience=5,
+        decay_factor=0.5,
+        cache_gib=1.5,
+        jit_compile=True,
+        deterministic=True,
+        checkpoint_steps=7,
+        snapshot_epochs=(1, 3),
         architecture="zfnet-small",
         epochs=3,
         global_batch_size=7,
@@ -228,17 +237,17 @@ def test_the_command_of_a_card_makes_the_same_configuration():
         strategy="mirrored",
         seed=9,
     )
-    _, *arguments = shlex.split(cli.training_command(config, "run", "out"))
+    _, *arguments = shlex.split(training_command(config, "run", "out"))
 
     options = cli.train.make_context("zfkeras-train", arguments).params
 
-    options["global_batch_size"] = options.pop("batch_size")
     assert str(options.pop("workdir")) == "run"
     assert str(options.pop("export_dir")) == "out"
-    assert TrainingConfig(**options) == config
+    names = {field.name for field in dataclasses.fields(config)}
+    assert TrainingConfig(**{name: options[name] for name in names}) == config
     # Every field differs from its default, or the test would pass for a forgotten one.
-    unchanged = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) == f.default]
-    assert unchanged == ["cache_gib"]
+    for field in dataclasses.fields(config):
+        assert getattr(config, field.name) != field.default, field.name
 
 
 def one_class(folder):
@@ -262,14 +271,86 @@ def test_train_refuses_folders_it_cannot_learn_from(run, tmp_path, fill, part):
     assert_one_line(result, part)
 
 
+def test_the_configuration_can_be_shown_and_used_again(run, tmp_path):
+    arguments = ["--preset", "zfnet-small", "--dataset", "shapes", "--batch-size", 64]
+
+    shown = run(cli.train, *arguments, "--strict", "--print-config")
+    (tmp_path / "mine.toml").write_text(shown.stdout)
+    again = run(cli.train, "--config", "mine.toml", "--print-config")
+    changed = run(cli.train, "--config", "mine.toml", "--no-strict", "--print-config")
+
+    assert shown.exit_code == 0, shown.output
+    assert "global_batch_size = 64\n" in shown.stdout
+    assert 'architecture = "zfnet-small"\n' in shown.stdout
+    assert again.stdout == shown.stdout
+    assert changed.stdout == shown.stdout.replace("strict = true", "strict = false")
+
+
+@pytest.mark.parametrize("missing", ["--dataset", "--workdir"])
+def test_train_says_what_is_missing(run, missing):
+    arguments = {"--dataset": "shapes", "--workdir": "run"}
+    del arguments[missing]
+
+    result = run(cli.train, *(word for pair in arguments.items() for word in pair))
+
+    assert_one_line(result, missing.removeprefix("--"))
+
+
+def test_evaluate_measures_runs_and_exported_models(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "COUNTS", {"train": 16, "validation": 12})
+    arguments = ["--preset", "zfnet-small", "--dataset", "shapes", "--epochs", 1]
+    trained = run(
+        cli.train, *arguments, "--batch-size", 8, "--workdir", "run", "--export", "exported/shapes"
+    )
+
+    one = run(cli.cli, "evaluate", "run", "--dataset", "shapes")
+    ten = run(
+        cli.cli,
+        *("evaluate", "run", "exported/shapes", "--dataset", "shapes", "--views", 10),
+        *("--output", "out"),
+    )
+
+    assert one.exit_code == ten.exit_code == 0, one.output + ten.output
+    errors = trained.stdout.splitlines()[-1].split(" on ")[0]
+    assert one.stdout == f"{errors} on 12 pictures, 1 view.\n"
+    assert ten.stdout.splitlines()[-1].endswith("on 12 pictures, 10 views.")
+    facts = json.loads((tmp_path / "out/errors.json").read_text())
+    assert facts["models"] == ["run", "exported/shapes"]
+    assert (tmp_path / "out/confusion.csv").read_text().startswith("class,face,car,")
+    with Image.open(tmp_path / "out/confusion.png") as picture:
+        assert min(picture.size) > 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--dataset", "shapes"), ("classes face, car", "Expected those of", "gas pump")),
+        (("--dataset", "nothing"), ("'nothing'",)),
+        (("--dataset", "shapes", "--views", "3"), ("views", "3")),
+        (("--dataset", "shapes", "--split", "dev"), ("'dev'",)),
+    ],
+)
+def test_evaluate_names_what_is_wrong(run, export_dir, arguments, parts):
+    assert_one_line(run(cli.cli, "evaluate", export_dir, *arguments), *parts)
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--architecture", "vgg"), ("--schedule", "never"), ("--epochs", "0"), ("--strategy", "x")],
+    [
+        ("--architecture", "vgg"),
+        ("--schedule", "never"),
+        ("--epochs", "0"),
+        ("--epochs", "many"),
+        ("--strategy", "x"),
+        ("--preset", "vgg"),
+        ("--config", "nothing.toml"),
+        ("--snapshot-epochs", "1,a"),
+    ],
 )
 def test_train_names_what_it_does_not_know(run, option, value):
     result = run(cli.train, "--dataset", "shapes", "--workdir", "run", option, value)
 
-    assert_one_line(result, option.removeprefix("--"), value)
+    assert_one_line(result, value)
 
 
 def test_commands_say_nothing_but_their_result(export_dir, picture, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zfkeras.data import datasets, samples, shapes
+from zfkeras.data import datasets, images, samples, shapes
 from zfkeras.data.datasets import DatasetError
 
 
@@ -26,15 +26,13 @@ def folder(tmp_path, rng):
     return tmp_path
 
 
-def test_a_folder_gives_its_pictures_with_their_labels_mixed_for_training(folder):
+def test_a_folder_gives_its_pictures_with_their_labels(folder):
     loaded = datasets.load(str(folder), "train", 24)
 
-    examples = [(image.numpy(), int(label)) for image, label in loaded.examples]
+    examples = [(image.numpy(), int(label)) for image, label in loaded.examples()]
     assert loaded.class_names == ("tench", "zebra")  # No hidden folder, no folder named as a file.
     assert loaded.count == len(examples) == 10
-    labels = [label for _, label in examples]
-    assert sorted(labels) == [0] * 5 + [1] * 5 != labels
-    assert labels == [int(label) for _, label in loaded.examples]
+    assert [label for _, label in examples] == [0] * 5 + [1] * 5
     for image, _ in examples:
         assert image.shape == (24, 24, 3)
         assert image.dtype == np.uint8
@@ -43,15 +41,27 @@ def test_a_folder_gives_its_pictures_with_their_labels_mixed_for_training(folder
     assert {(0, 40, index * 10, 0) for index in range(4)} <= colours
 
 
-def test_the_validation_split_has_the_labels_of_training(folder):
-    # A class without validation pictures must not move the others' labels.
-    for picture in (folder / "val" / "n01440764").glob("*.png"):
-        picture.unlink()
+def test_records_are_mixed_by_a_seed_and_nothing_is_read(folder):
+    loaded = datasets.load(str(folder), "train", 24)
 
-    loaded = datasets.load(str(folder), "validation", 24)
+    mixed, again, other, stored = (
+        [(key.decode(), int(label)) for key, label in loaded.records(seed).as_numpy_iterator()]
+        for seed in (3, 3, 4, None)
+    )
 
-    assert loaded.class_names == ("tench", "zebra")
-    assert {int(label) for _, label in loaded.examples} == {1}
+    assert mixed == again != other
+    assert mixed != stored == sorted(mixed) == sorted(other)
+    assert stored[0] == (str(folder / "train/n01440764/0.png"), 0)
+
+
+def test_pictures_can_be_left_out(folder):
+    loaded = datasets.load(str(folder), "train", 24).without([0, 7])
+
+    names = [loaded.name(index) for index in range(loaded.count)]
+    assert loaded.count == 8
+    assert str(folder / "train/n01440764/0.png") not in names
+    assert str(folder / "train/zebra/2.png") not in names
+    assert loaded.labels.tolist() == [0] * 4 + [1] * 4
 
 
 @pytest.fixture
@@ -90,7 +100,24 @@ def prepared(tmp_path, monkeypatch):
         name = "tiny_digits"
         SHAPE = (None, None, 1)
 
-    builders = {"tiny_pictures": TinyPictures, "tiny_digits": TinyDigits}
+    class TinyScenes(Tiny, skip_registration=True):
+        name = "tiny_scenes"
+
+        def _info(self):
+            kind = tfds.features.ClassLabel(names=["n01440764", "zebra"])
+            objects = {"bbox": tfds.features.BBoxFeature(), "label": kind}
+            features = {"image": tfds.features.Image(), "objects": tfds.features.Sequence(objects)}
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _generate_examples(self, count):
+            small, large = (tfds.features.BBox(0.0, 0.0, side, side) for side in (0.3, 0.9))
+            for index in range(2):
+                objects = [{"bbox": small, "label": index}, {"bbox": large, "label": 1 - index}]
+                yield index, {"image": np.zeros((20, 30, 3), np.uint8), "objects": objects}
+
+    builders = {"tiny_pictures": TinyPictures, "tiny_digits": TinyDigits, "tiny_scenes": TinyScenes}
 
     def builder(name, data_dir):
         if name not in builders:
@@ -107,7 +134,7 @@ def prepared(tmp_path, monkeypatch):
 def test_tensorflow_datasets_in_colour_and_grey_are_loaded_by_name(prepared, name, split, count):
     loaded = datasets.load(name, split, 16, prepared)
 
-    examples = list(loaded.examples)
+    examples = list(loaded.examples())
     assert loaded.class_names == ("tench", "zebra")
     assert loaded.count == len(examples) == count
     values = {(int(image[0, 0, 0]) // 10, int(label)) for image, label in examples}
@@ -118,11 +145,33 @@ def test_tensorflow_datasets_in_colour_and_grey_are_loaded_by_name(prepared, nam
 def test_shapes_need_no_files():
     loaded = datasets.load("shapes", "validation", 40)
 
-    image, label = next(iter(loaded.examples.skip(3)))
+    image, label = next(iter(loaded.examples().skip(3)))
     picture = shapes.draw(3, "validation", 40)
     np.testing.assert_array_equal(image, picture.image)
     assert label == picture.label == 3
     assert loaded.count == shapes.COUNTS["validation"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+def test_a_stream_is_mixed_by_a_seed_and_cannot_be_cut(prepared):
+    loaded = datasets.load("tiny_pictures", "train", 16, prepared)
+
+    mixed, again, stored = (
+        [int(images.decode(key)[0, 0, 0]) // 10 for key, _ in loaded.records(seed)]
+        for seed in (3, 3, None)
+    )
+
+    assert mixed == again != stored
+    assert sorted(mixed) == sorted(stored)
+    with pytest.raises(DatasetError, match="tiny_pictures, picture 2 cannot be read"):
+        loaded.without([2, 4])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+def test_a_picture_of_many_objects_has_the_label_of_the_largest(prepared):
+    loaded = datasets.load("tiny_scenes", "train", 16, prepared)
+
+    assert [int(label) for _, label in loaded.records()] == [1, 0]
 
 
 @pytest.mark.parametrize("index", range(12))
@@ -167,6 +216,19 @@ def empty(folder):
         picture.unlink()
 
 
+def empty_one_class(folder):
+    for picture in (folder / "val/zebra").glob("*.png"):
+        picture.unlink()
+
+
+def forget_one_class(folder):
+    shutil.rmtree(folder / "val/zebra")
+
+
+def add_a_class(folder):
+    (folder / "val/quagga").mkdir()
+
+
 def keep_one_class(folder):
     for split in ("train", "val"):
         shutil.rmtree(folder / split / "zebra")
@@ -179,11 +241,14 @@ def remove_validation(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (empty, "has no pictures"),
+        (empty, "n01440764 has no pictures"),
+        (empty_one_class, "val/zebra has no pictures"),
+        (forget_one_class, "val/zebra has no pictures"),
+        (add_a_class, "val/quagga is of a class that .*train does not have"),
         (keep_one_class, "single class, 'tench'"),
         (remove_validation, "no folder val or validation or test"),
     ],
-    ids=["empty", "one class", "no validation"],
+    ids=["empty", "empty class", "missing class", "new class", "one class", "no validation"],
 )
 def test_folders_that_cannot_be_used_say_why(folder, damage, message):
     damage(folder)

@@ -10,7 +10,7 @@ from conftest import ROOT
 from zfkeras import export, rendering
 from zfkeras.data import datasets
 from zfkeras.data.pictures import read_picture
-from zfkeras.training.evaluation import evaluate
+from zfkeras.training.evaluation import Evaluator
 
 FOLDER = ROOT / "exported" / "zfnet-imagenette"
 
@@ -51,7 +51,7 @@ def test_it_has_the_error_that_its_card_states(shipped, data_dir, tmp_path):
     model, mean_image = shipped.restore()
     loaded = datasets.load(str(tmp_path / "imagenette160"), "validation", len(mean_image))
 
-    errors = evaluate(model, loaded.examples, mean_image)
+    errors = Evaluator([model], [mean_image])(loaded).errors
 
     assert errors.count == 3925
     # The card's figure was measured in bfloat16, which decides a few close calls otherwise.

@@ -38,6 +38,7 @@ from zfkeras.architecture import Architecture
 from zfkeras.data import images
 from zfkeras.deconvnet import Deconvnet, Projections
 from zfkeras.models import ZFNet, in_float32
+from zfkeras.training.run import CONFIG, load_run
 
 CARD = "card.json"
 MEAN_IMAGE = "mean_image.npy"
@@ -56,7 +57,7 @@ def save(run, folder, command):
     never sees half a model.
 
     Args:
-        run: A `zfkeras.training.loop.Run`.
+        run: A `zfkeras.training.run.Run`.
         folder: Folder of the model's versions, made if missing.
         command: The command line that made the run, for the card.
 
@@ -115,6 +116,38 @@ def load(folder):
     if not {"serving_default", "first_layer_filters", *layers} <= set(saved_model.signatures):
         raise ModelError(f"{version} holds a SavedModel without the signatures of zfkeras.")
     return ExportedModel(version, card, architecture, saved_model)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, wherever it came from.
+
+    Attributes:
+        model: The `ZFNet`, in float32.
+        mean_image: float32 `(side, side, 3)`.
+        class_names: Name of each class.
+    """
+
+    model: keras.Model
+    mean_image: np.ndarray
+    class_names: tuple[str, ...]
+
+
+def load_trained(folder):
+    """The network in a run's work directory or in an exported model.
+
+    Args:
+        folder: A work directory, or what `load` takes.
+
+    Raises:
+        ModelError: If the folder holds neither.
+        TrainingError: If it holds a run that has no weights yet, or a damaged one.
+    """
+    if (Path(folder) / CONFIG).exists():
+        run = load_run(folder)
+        return Trained(run.model, run.mean_image, run.class_names)
+    exported = load(folder)
+    return Trained(*exported.restore(), exported.class_names)
 
 
 def find(folder):

@@ -3,10 +3,9 @@
 import keras
 
 from zfkeras.architecture import Architecture
+from zfkeras.choices import INITIALIZATIONS
 from zfkeras.constraints import FilterRMS
-from zfkeras.layers import ConvBlock
-
-INITIALIZATIONS = ("paper", "he")
+from zfkeras.layers import ConvBlock, ReplicaDropout
 
 
 @keras.saving.register_keras_serializable(package="zfkeras")
@@ -72,9 +71,7 @@ class ZFNet(keras.Model):
                 dtype=dtype,
                 name=layer.name,
             )(units)
-            units = keras.layers.Dropout(layer.dropout, dtype=dtype, name=f"{layer.name}_dropout")(
-                units
-            )
+            units = ReplicaDropout(layer.dropout, dtype=dtype, name=f"{layer.name}_dropout")(units)
         # In half precision the softmax of a thousand classes loses what tells them apart.
         logits = keras.layers.Dense(
             num_classes, kernel_initializer=initializer("logits"), dtype="float32", name="logits"

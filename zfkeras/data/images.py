@@ -5,7 +5,7 @@
 
 import tensorflow as tf
 
-CROPS = ("centre", "ten", "random", "scaled")
+from zfkeras.choices import CROPS
 
 # Departure from the paper: ten fixed crops are too few views of ten thousand pictures. "scaled"
 # crops cover at least this share of the square and are at most 4/3 times as long as wide
@@ -51,38 +51,22 @@ def subtract_mean(images, mean_image):
     return tf.cast(images, tf.float32) - mean_image
 
 
-def mean_image(batches):
-    """Per-pixel mean over batches of pictures, in one pass.
+# How many random numbers each of the two takes for every picture.
+CROP_DRAWS = 5
+COLOUR_DRAWS = 3
 
-    Args:
-        batches: Iterable of uint8 tensors `(batch, height, width, 3)`, all of one size.
-
-    Returns:
-        float32 `(height, width, 3)`.
-
-    Raises:
-        ValueError: If there are no pictures.
-    """
-    total, count = None, 0
-    for images in batches:
-        # float64: a float32 sum over a million pictures loses the last digits of every pixel.
-        batch_total = tf.reduce_sum(tf.cast(images, tf.float64), axis=0)
-        total = batch_total if total is None else total + batch_total
-        count += images.shape[0]
-    if not count:
-        raise ValueError("Expected at least one picture to take the mean of. Received: none.")
-    return tf.cast(total / count, tf.float32)
+PLACES = ((0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5))
 
 
-def crop_for_training(inputs, size, crops, seed):
-    """One crop of every picture in a batch, flipped or not, drawn from a seed.
+def crop_for_training(inputs, size, crops, draws):
+    """One crop of every picture in a batch, flipped or not.
 
     Args:
         inputs: float32 `(batch, side, side, 3)`.
         size: `(height, width)` of the crops.
         crops: `"ten"`, the paper's four corners and centre with and without a flip; `"random"`,
             any place; `"scaled"`, any place, area and aspect; `"centre"`, always the same.
-        seed: int tensor `(2,)`. Equal seeds give equal crops.
+        draws: float32 `(batch, CROP_DRAWS)` in [0, 1), which decide everything.
 
     Returns:
         float32 `(batch, *size, 3)`.
@@ -93,34 +77,51 @@ def crop_for_training(inputs, size, crops, seed):
         return centre_crop(inputs, size)
     batch, side = tf.shape(inputs)[0], inputs.shape[1]
     height, width = size
-    seeds = tf.unstack(tf.random.stateless_uniform((4, 2), seed, None, None, tf.int32))
+    place, share, shape, flip = draws[:, :2], draws[:, 2], draws[:, 3], draws[:, 4]
     free = tf.constant([side - height, side - width], tf.float32)
     extent = tf.tile(tf.constant([[height, width]], tf.float32), (batch, 1))
     if crops == "ten":
-        places = tf.constant([[0, 0], [0, 1], [1, 0], [1, 1], [0.5, 0.5]])
-        chosen = tf.random.stateless_uniform((batch,), seeds[0], 0, places.shape[0], tf.int32)
-        start = tf.floor(tf.gather(places, chosen) * free)
+        chosen = tf.cast(place[:, 0] * len(PLACES), tf.int32)
+        start = tf.floor(tf.gather(tf.constant(PLACES), chosen) * free)
     elif crops == "random":
-        start = tf.floor(tf.random.stateless_uniform((batch, 2), seeds[0]) * (free + 1))
+        # A draw just below 1 may be rounded up to one step too far.
+        start = tf.minimum(tf.floor(place * (free + 1)), free)
     else:
-        area = tf.random.stateless_uniform((batch,), seeds[1], SMALLEST_SCALED_AREA, 1.0)
-        longest = tf.math.log(LONGEST_SCALED_ASPECT)
-        aspect = tf.exp(tf.random.stateless_uniform((batch,), seeds[2], -longest, longest))
+        area = SMALLEST_SCALED_AREA + share * (1 - SMALLEST_SCALED_AREA)
+        aspect = LONGEST_SCALED_ASPECT ** (2 * shape - 1)
         shares = tf.sqrt(tf.stack([area * aspect, area / aspect], axis=1))
         extent = tf.minimum(shares, 1.0) * side
-        start = tf.random.stateless_uniform((batch, 2), seeds[0]) * (side - extent)
+        start = place * (side - extent)
     # Boxes whose ends fall on pixels are copied exactly, so one sampler serves all kinds of crops.
     boxes = tf.concat([start, start + extent - 1], axis=1) / (side - 1)
     cropped = tf.image.crop_and_resize(inputs, boxes, tf.range(batch), size)
-    flipped = tf.random.stateless_uniform((batch,), seeds[3]) < 0.5
     # Gathering columns is six times as fast as a reversed slice and a choice between the two.
     columns = tf.range(width)
-    columns = tf.where(flipped[:, None], columns[::-1][None], columns[None])
+    columns = tf.where(flip[:, None] < 0.5, columns[::-1][None], columns[None])
     return tf.gather(cropped, columns, axis=2, batch_dims=1)
 
 
-def jitter_colour(inputs, strength, seed):
-    """Changes every picture's brightness, contrast and saturation at random, drawn from a seed.
+def ten_views(inputs, size):
+    """The ten crops that a test picture is seen through: the paper's, in a fixed order.
+
+    Args:
+        inputs: Tensor `(batch, side, side, 3)`.
+        size: `(height, width)` of the crops.
+
+    Returns:
+        List of ten tensors `(batch, *size, 3)`: four corners and the centre, then their flips.
+    """
+    height, width = size
+    views = []
+    for down, across in PLACES:
+        top = int(down * (inputs.shape[1] - height))
+        left = int(across * (inputs.shape[2] - width))
+        views.append(inputs[:, top : top + height, left : left + width])
+    return views + [tf.reverse(view, axis=[2]) for view in views]
+
+
+def jitter_colour(inputs, strength, draws):
+    """Changes every picture's brightness, contrast and saturation.
 
     Departure from the paper, which is silent on colour: a small training set has each object in
     few lights only.
@@ -129,7 +130,7 @@ def jitter_colour(inputs, strength, seed):
         inputs: float32 `(batch, height, width, 3)` in about +-128.
         strength: Contrast and saturation are scaled by up to this much more or less, brightness
             shifted by up to this share of the half range, 128.
-        seed: int tensor `(2,)`. Equal seeds give equal changes.
+        draws: float32 `(batch, COLOUR_DRAWS)` in [0, 1), which decide by how much.
 
     Returns:
         float32, shaped like `inputs`.
@@ -138,9 +139,8 @@ def jitter_colour(inputs, strength, seed):
         Howard (2013), "Some Improvements on Deep Convolutional Neural Network Based Image
         Classification", section 2.2.
     """
-    shape = (3, tf.shape(inputs)[0], 1, 1, 1)
-    change = tf.random.stateless_uniform(shape, seed, -strength, strength)
-    brightness, contrast, saturation = tf.unstack(change)
+    change = strength * (2 * draws - 1)
+    brightness, contrast, saturation = tf.unstack(change[:, :, None, None, None], axis=1)
     grey = tf.reduce_mean(inputs, axis=3, keepdims=True)
     level = tf.reduce_mean(grey, axis=(1, 2), keepdims=True)
     # Both scalings in one: of what differs from grey, and of grey's difference from its mean.

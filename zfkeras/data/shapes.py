@@ -21,28 +21,32 @@ class Picture:
 
     Attributes:
         image: uint8 `(size, size, 3)`.
-        label: int64, index into `CLASS_NAMES`.
+        label: int, index into `CLASS_NAMES`.
         parts: `{name: (row, column)}`, the centre of each part in pixels.
     """
 
     image: np.ndarray
-    label: np.int64
+    label: int
     parts: dict[str, tuple[float, float]]
+
+
+def label(index):
+    """The label of picture number `index` of a split."""
+    return index % len(CLASS_NAMES)
 
 
 def draw(index, split="train", size=146):
     """Draws picture number `index` of a split, `size` x `size` pixels."""
     rng = np.random.default_rng((_SPLIT_SEEDS[split], index))
-    label = index % len(CLASS_NAMES)
     # Drawn at twice the size and reduced, for smooth edges.
     canvas = Image.fromarray(_texture(rng, 2 * size))
     radius = size * rng.uniform(0.5, 0.75)
     centre = size + rng.uniform(-0.2, 0.2, 2) * size
     pen = _Pen(ImageDraw.Draw(canvas), centre, radius, rng)
-    _DRAWINGS[CLASS_NAMES[label]](pen)
+    _DRAWINGS[CLASS_NAMES[label(index)]](pen)
     image = np.asarray(canvas.resize((size, size), Image.Resampling.LANCZOS))
     parts = {name: tuple(float(x) / 2 for x in place) for name, place in pen.parts.items()}
-    return Picture(image, np.int64(label), parts)
+    return Picture(image, label(index), parts)
 
 
 class _Pen:

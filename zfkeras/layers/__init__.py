@@ -3,6 +3,7 @@
 from zfkeras.layers.contrast import LocalResponseNormalization
 from zfkeras.layers.conv_block import ConvBlock
 from zfkeras.layers.deconv_block import DeconvBlock
+from zfkeras.layers.dropout import ReplicaDropout
 from zfkeras.layers.pooling import SwitchedMaxPooling2D
 from zfkeras.layers.unpooling import MaxUnpooling2D
 
@@ -11,5 +12,6 @@ __all__ = [
     "DeconvBlock",
     "LocalResponseNormalization",
     "MaxUnpooling2D",
+    "ReplicaDropout",
     "SwitchedMaxPooling2D",
 ]

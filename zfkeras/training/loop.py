@@ -1,15 +1,16 @@
 """One training loop for every strategy (section 3 of the paper).
 
 The loop is explicit, built on `strategy.run`: Keras 3's `fit` does not run under multi-worker
-strategies. A work directory holds the run's `config.json`, `metrics.csv`, `mean_image.npy`, and
-checkpoints, one per epoch; a second start with the same work directory goes on from the last.
+strategies. Whatever the loop knows is in its checkpoints or a pure function of the configuration,
+so a run that is killed at any step and started again ends as if it had not been.
 """
 
-import contextlib
-import csv
-import json
+import math
+import os
+import signal
+import tempfile
+import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -17,44 +18,37 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from zfkeras.architecture import ARCHITECTURES
-from zfkeras.data import datasets, images
-from zfkeras.models import ZFNet, in_float32
-from zfkeras.training.config import TrainingConfig
-from zfkeras.training.evaluation import Errors, evaluate, misses
+from zfkeras.data import batches, datasets, images
+from zfkeras.models import in_float32
+from zfkeras.training.evaluation import Evaluator, misses
+from zfkeras.training.run import (
+    BEST,
+    CHECKPOINTS,
+    MEAN_IMAGE,
+    SUMMARIES,
+    Run,
+    RunDirectory,
+    TrainingError,
+    build_network,
+    errors_of,
+)
 from zfkeras.training.schedule import rate_factor
-from zfkeras.training.strategy import make_strategy
-from zfkeras.writing import replacing
+from zfkeras.training.strategy import distribute, is_chief, make_strategy
+from zfkeras.training.summaries import Summaries
 
-# Decoded pictures held for shuffling. All of a small data set; of ImageNet, whose folders are mixed
-# when they are listed, what fits in memory.
-SHUFFLE_PICTURES = 16_384
-KEPT_CHECKPOINTS = 2
+KEPT_CHECKPOINTS = 3
 
 
-class TrainingError(ValueError):
-    """A run that cannot start or go on; the message says why."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained model and how it was made.
+class TrainingStopped(Exception):
+    """A run that was asked to stop and has saved where it was.
 
     Attributes:
-        model: The `ZFNet` after the last epoch.
-        config: The `TrainingConfig`.
-        class_names: Name of each class.
-        mean_image: float32 `(side, side, 3)`, per-pixel mean of the training pictures.
-        errors: `Errors` on the validation pictures.
-        metrics: One dictionary per epoch, the rows of `metrics.csv`.
+        signal_number: The signal that asked, or None if another worker was asked.
     """
 
-    model: keras.Model
-    config: object
-    class_names: tuple[str, ...]
-    mean_image: np.ndarray
-    errors: Errors
-    metrics: list[dict]
+    def __init__(self, message, signal_number):
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def train(config, workdir, on_epoch=None, progress=False):
@@ -62,7 +56,7 @@ def train(config, workdir, on_epoch=None, progress=False):
 
     Args:
         config: A `TrainingConfig`.
-        workdir: Directory of the run, made if missing.
+        workdir: Directory of the run, made if missing. Several workers need one that they share.
         on_epoch: Called with each epoch's row of `metrics.csv`, a dictionary.
         progress: Whether to show progress bars on standard error.
 
@@ -70,152 +64,250 @@ def train(config, workdir, on_epoch=None, progress=False):
         The finished `Run`.
 
     Raises:
-        TrainingError: If the work directory belongs to another run, or the loss stops being
-            finite.
+        TrainingError: If the work directory belongs to another run or cannot be written, or the
+            loss stops being finite.
+        TrainingStopped: If SIGINT or SIGTERM arrived. The run is saved; starting it again goes on.
         DatasetError: If the data set cannot be used.
     """
-    with datasets.naming_broken_pictures(config.dataset):
-        return _train(config, Path(workdir), on_epoch, progress)
-
-
-def _train(config, workdir, on_epoch, progress):
-    training = datasets.load(config.dataset, "train", config.side, config.data_dir)
-    validation = datasets.load(config.dataset, "validation", config.side, config.data_dir)
-    if training.count < config.global_batch_size:
-        raise TrainingError(
-            f"{config.dataset} has {training.count} training pictures. "
-            f"Expected at least a batch of {config.global_batch_size}."
-        )
-    keras.utils.set_random_seed(config.seed)
+    # Both come before anything that runs on a device.
     strategy = make_strategy(config.strategy)
-    if config.global_batch_size % strategy.num_replicas_in_sync:
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(config.seed)
+    replicas = strategy.num_replicas_in_sync
+    if config.global_batch_size % replicas:
         raise TrainingError(
-            f"The global batch must divide among {strategy.num_replicas_in_sync} replicas. "
+            f"The global batch must divide among {replicas} replicas. "
             f"Received: {config.global_batch_size}."
         )
-    cached = _cached(training, config), _cached(validation, config)
-    # Only now: a run that cannot start leaves no trace that a corrected one would stumble over.
-    _claim(workdir, config, training.class_names)
-    mean_image = _mean_image(workdir, cached[0], training.count, progress)
+    training, validation = (
+        datasets.load(config.dataset, split, config.side, config.data_dir)
+        for split in datasets.SPLITS
+    )
     with strategy.scope():
-        model = _network(config, training.class_names, config.precision)
-        optimizer = keras.optimizers.SGD(config.learning_rate, config.momentum)
-        if config.precision == "mixed_float16":
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        optimizer.build(model.trainable_variables)
-    step = _training_step(model, optimizer, strategy, mean_image, config)
-    epochs_done = tf.Variable(0, dtype=tf.int64)
-    # Keras hides the state of dropout's random numbers from checkpoints of the model.
-    dropout = [variable.value for variable in model.non_trainable_variables]
-    checkpoint = tf.train.Checkpoint(
-        model=model, optimizer=optimizer, epochs_done=epochs_done, dropout=dropout
-    )
-    checkpoints = tf.train.CheckpointManager(
-        checkpoint, str(workdir / "checkpoints"), max_to_keep=KEPT_CHECKPOINTS
-    )
-    if checkpoints.latest_checkpoint:
-        with _naming_damage(workdir):
-            checkpoint.restore(checkpoints.latest_checkpoint).assert_consumed()
-    metrics = _read_metrics(workdir, int(epochs_done))
-
-    for epoch in range(int(epochs_done), config.epochs):
-        started = time.perf_counter()
-        errors_so_far = [row["validation_top1_error"] for row in metrics]
-        totals = np.zeros(3)
-        steps = training.count // config.global_batch_size
-        batches = strategy.experimental_distribute_dataset(_epoch(cached[0], config, epoch))
-        bar = tqdm(batches, f"epoch {epoch + 1}/{config.epochs}", steps, disable=not progress)
-        for index, (pictures, labels, seeds) in enumerate(bar):
-            done = epoch * steps + index
-            factor = rate_factor(config.schedule, done / (config.epochs * steps), errors_so_far)
-            if done < config.warmup_steps:
-                factor *= (done + 1) / config.warmup_steps
-            learning_rate = config.learning_rate * factor
-            optimizer.learning_rate = learning_rate
-            totals += step(pictures, labels, seeds).numpy()
-            if not np.isfinite(totals[0]):
-                raise TrainingError(
-                    f"The loss is not finite after step {index + 1} of epoch {epoch + 1}. "
-                    f"The last checkpoint is kept in {workdir}."
-                )
-            bar.set_postfix(loss=f"{totals[0] / totals[2]:.3f}", refresh=False)
-        seconds = time.perf_counter() - started
-        last = epoch + 1 == config.epochs
-        with strategy.scope():
-            # What a run ends with is what ships, and that computes in float32.
-            evaluated = in_float32(model) if last else model
-        errors = evaluate(evaluated, cached[1], mean_image, config.global_batch_size, strategy)
-        metrics.append(
-            {
-                "epoch": epoch + 1,
-                "learning_rate": learning_rate,
-                "loss": totals[0] / totals[2],
-                "training_top1_error": totals[1] / totals[2],
-                "validation_top1_error": errors.top1,
-                "validation_top5_error": errors.top5,
-                "validation_pictures": errors.count,
-                "images_per_second": totals[2] / seconds,
-            }
+        model = build_network(config, training.class_names, config.precision)
+    directory = RunDirectory(workdir, writes=is_chief(strategy))
+    # Only now: a run that cannot start leaves no trace that a corrected one would stumble over.
+    directory.claim(config, training.class_names, _bytes_needed(model, config))
+    with datasets.naming_broken_pictures(config.dataset):
+        training, validation, mean_image = _read_data(
+            config, directory, training, validation, progress
         )
-        epochs_done.assign(epoch + 1)
-        _write_metrics(workdir, metrics)
-        checkpoints.save(epoch + 1)
-        if on_epoch:
-            on_epoch(metrics[-1])
-
-    return Run(
-        model, config, training.class_names, mean_image.numpy(), _last_errors(metrics), metrics
-    )
+        loop = _Loop(config, strategy, model, mean_image, directory)
+        return loop.run(training, validation, on_epoch, progress)
 
 
-def load_run(workdir):
-    """The finished or interrupted `Run` in a work directory, at its last checkpoint.
+class _Loop:
+    """A run under way: what its checkpoints hold, and how it goes on from there."""
 
-    Raises:
-        TrainingError: If the directory holds no run that reached a checkpoint.
+    def __init__(self, config, strategy, model, mean_image, directory):
+        self.config, self.strategy, self.directory = config, strategy, directory
+        self.model, self.mean_image = model, mean_image
+        with strategy.scope():
+            self.optimizer = keras.optimizers.SGD(config.learning_rate, config.momentum)
+            if config.precision == "mixed_float16":
+                self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
+            self.optimizer.build(model.trainable_variables)
+        self.step = training_step(model, self.optimizer, strategy, mean_image, config)
+        self.evaluator = Evaluator([model], [mean_image], strategy=strategy)
+        self.epochs_done = tf.Variable(0, dtype=tf.int64)
+        self.steps_done = tf.Variable(0, dtype=tf.int64)  # Of the epoch under way.
+        # Sums over the epoch so far: loss, misses, pictures; and the seconds it has taken.
+        self.totals = tf.Variable(tf.zeros(4, tf.float64))
+        checkpoint = tf.train.Checkpoint(
+            model=model,
+            optimizer=self.optimizer,
+            # Keras hides the state of dropout's random numbers from checkpoints of the model.
+            dropout=[variable.value for variable in model.non_trainable_variables],
+            epochs_done=self.epochs_done,
+            steps_done=self.steps_done,
+            totals=self.totals,
+        )
+        latest = tf.train.latest_checkpoint(str(directory.path / CHECKPOINTS))
+        if latest:
+            with directory.naming_damage():
+                checkpoint.restore(latest).assert_consumed()
+        # Every worker must take part in saving; what the others write is nobody's.
+        place = directory.path if directory.writes else Path(tempfile.mkdtemp())
+        self.checkpoints = tf.train.CheckpointManager(
+            checkpoint, str(place / CHECKPOINTS), max_to_keep=KEPT_CHECKPOINTS
+        )
+        self.best = tf.train.CheckpointManager(
+            tf.train.Checkpoint(model=model), str(place / BEST), max_to_keep=1
+        )
+        self.metrics = directory.read_metrics(int(self.epochs_done))
+
+    def run(self, training, validation, on_epoch, progress):
+        """Trains to the end of the last epoch."""
+        summaries = None
+        if self.directory.writes:
+            summaries = Summaries(self.directory.path / SUMMARIES)
+        with _StopRequest() as stop:
+            while int(self.epochs_done) < self.config.epochs:
+                learning_rate = self._train_epoch(training, stop, summaries, progress)
+                row = self._finish_epoch(validation, learning_rate, summaries)
+                if on_epoch:
+                    on_epoch(row)
+        if summaries:
+            summaries.close()
+        return Run(
+            self.model,
+            self.config,
+            training.class_names,
+            self.mean_image.numpy(),
+            errors_of(self.metrics[-1]),
+            self.metrics,
+            self.directory.writes,
+        )
+
+    def _train_epoch(self, training, stop, summaries, progress):
+        config, epoch, first = self.config, int(self.epochs_done), int(self.steps_done)
+        batch_size = config.global_batch_size
+        steps = batches.steps_per_epoch(training.count, batch_size)
+        validation_errors = [row["validation_top1_error"] for row in self.metrics]
+        iterator = distribute(
+            self.strategy,
+            lambda share: batches.training_batches(
+                training, batch_size, config.seed, epoch, first, share
+            ),
+        )
+        totals = self.totals.numpy()
+        bar = tqdm(
+            desc=f"epoch {epoch + 1}/{config.epochs}",
+            total=training.count,
+            initial=min(first * batch_size, training.count),
+            unit=" images",
+            disable=not progress,
+        )
+        learning_rate = config.learning_rate
+        with bar:
+            for index in range(first, steps):
+                started = time.perf_counter()
+                done = epoch * steps + index
+                learning_rate = config.learning_rate * rate_factor(
+                    config.schedule,
+                    done / (config.epochs * steps),
+                    validation_errors,
+                    config.patience,
+                    config.decay_factor,
+                )
+                if done < config.warmup_steps:
+                    learning_rate *= (done + 1) / config.warmup_steps
+                self.optimizer.learning_rate = learning_rate
+                loss, missed, count, stopping = self.step(
+                    next(iterator), tf.constant(float(stop.requested))
+                ).numpy()
+                seconds = time.perf_counter() - started
+                totals += loss, missed, count, seconds
+                if not math.isfinite(loss):
+                    raise self._not_finite("loss", epoch, index + 1)
+                bar.set_postfix(
+                    step=f"{index + 1}/{steps}",
+                    loss=f"{totals[0] / totals[2]:.3f}",
+                    error=f"{totals[1] / totals[2]:.1%}",
+                    run_left=tqdm.format_interval(
+                        (config.epochs * steps - done - 1) * totals[3] / (index + 1)
+                    ),
+                    refresh=False,
+                )
+                bar.update(int(count))
+                if summaries:
+                    summaries.write_step(
+                        done,
+                        loss=loss / count,
+                        top1_error=missed / count,
+                        learning_rate=learning_rate,
+                        images_per_second=count / seconds,
+                    )
+                last = index + 1 == steps
+                saving = stopping or last or (index + 1) % config.checkpoint_steps == 0
+                # The loss speaks of the weights before the update, a checkpoint holds those after.
+                if saving and not _are_finite(self.model.trainable_variables):
+                    raise self._not_finite("network", epoch, index + 1)
+                if saving and not last:
+                    self._save(epoch, index + 1, steps, totals)
+                if stopping and not last:
+                    raise TrainingStopped(
+                        f"Stopped after step {index + 1} of {steps} of epoch {epoch + 1}. "
+                        "The same command goes on from there.",
+                        stop.signal_number,
+                    )
+        self.totals.assign(totals)
+        return learning_rate
+
+    def _finish_epoch(self, validation, learning_rate, summaries):
+        config, epoch = self.config, int(self.epochs_done) + 1
+        loss, missed, count, seconds = self.totals.numpy()
+        evaluator = self.evaluator
+        if epoch == config.epochs and config.precision != "float32":
+            # What a run ends with is what ships, and that computes in float32.
+            with self.strategy.scope():
+                exact = in_float32(self.model)
+            evaluator = Evaluator([exact], [self.mean_image], strategy=self.strategy)
+        errors = evaluator(validation, config.global_batch_size).errors
+        row = {
+            "epoch": epoch,
+            "learning_rate": learning_rate,
+            "loss": loss / count,
+            "training_top1_error": missed / count,
+            "validation_top1_error": errors.top1,
+            "validation_top5_error": errors.top5,
+            "validation_pictures": errors.count,
+            "images_per_second": count / seconds,
+            "filters_capped": capped_filters(self.model),
+        }
+        best = min((row["validation_top1_error"] for row in self.metrics), default=math.inf)
+        self.metrics.append(row)
+        steps = batches.steps_per_epoch(int(count), config.global_batch_size)
+        with self.directory.naming_failed_writes():
+            self.directory.write_metrics(self.metrics)
+            if epoch in config.snapshot_epochs:
+                self.directory.write_snapshot(self.model, epoch)
+            if errors.top1 < best:
+                self.best.save(epoch)
+            if summaries:
+                summaries.write_epoch(epoch * steps, row, self.model)
+        # The checkpoint last: until it is there, a restart does the epoch's end again.
+        self._save(epoch, 0, steps, np.zeros(4))
+        return row
+
+    def _not_finite(self, what, epoch, step):
+        return TrainingError(
+            f"The {what} is not finite after step {step} of epoch {epoch + 1}. "
+            f"The last good checkpoint is kept in {self.directory.path}."
+        )
+
+    def _save(self, epochs_done, steps_done, steps, totals):
+        self.epochs_done.assign(epochs_done)
+        self.steps_done.assign(steps_done)
+        self.totals.assign(totals)
+        with self.directory.naming_failed_writes():
+            self.checkpoints.save(epochs_done * steps + steps_done)
+
+
+def training_step(model, optimizer, strategy, mean_image, config):
+    """One update on one batch, as a function of what `training_batches` gives.
+
+    Args:
+        model: A `ZFNet`.
+        optimizer: Its optimizer, built.
+        strategy: `tf.distribute.Strategy` under whose scope both were made.
+        mean_image: float32 `(side, side, 3)`.
+        config: The `TrainingConfig`.
+
+    Returns:
+        Function of a distributed batch and a number, 1.0 if this worker wants to stop. It gives
+        float32 `(4,)`, summed over all devices: loss, top-1 misses, pictures, who wants to stop.
     """
-    workdir = Path(workdir)
-    latest = tf.train.latest_checkpoint(str(workdir / "checkpoints"))
-    if latest is None or not (workdir / "config.json").exists():
-        raise TrainingError(f"{workdir} holds no training run with a checkpoint.")
-    with _naming_damage(workdir):
-        config = TrainingConfig.from_json((workdir / "config.json").read_text())
-        class_names = tuple(json.loads((workdir / "class_names.json").read_text()))
-        mean_image = np.load(workdir / "mean_image.npy")
-    # Exported models compute in float32 whatever they were trained in.
-    model = _network(config, class_names, "float32")
-    epochs_done = tf.Variable(0, dtype=tf.int64)
-    with _naming_damage(workdir):
-        checkpoint = tf.train.Checkpoint(model=model, epochs_done=epochs_done)
-        checkpoint.restore(latest).expect_partial()
-    metrics = _read_metrics(workdir, int(epochs_done))
-    return Run(model, config, class_names, mean_image, _last_errors(metrics), metrics)
-
-
-def _network(config, class_names, dtype):
-    architecture = ARCHITECTURES[config.architecture]
-    return ZFNet(
-        architecture, len(class_names), config.initialization, config.filter_rms, dtype=dtype
-    )
-
-
-def _training_step(model, optimizer, strategy, mean_image, config):
-    input_size = ARCHITECTURES[config.architecture].input_size
+    input_size = tuple(model.input_shape[1:3])
     variables = model.trainable_variables
     kernels = [variable for variable in variables if variable.name == "kernel"]
+    crop_draws, colour_draws = images.CROP_DRAWS, images.COLOUR_DRAWS
 
-    def replica_step(pictures, labels, seeds):
-        inputs = images.subtract_mean(pictures, mean_image)
-        inputs = images.crop_for_training(inputs, input_size, config.crops, seeds[0])
-        if config.colour_jitter:
-            # The seed's other half, so that place and colour are drawn independently.
-            inputs = images.jitter_colour(inputs, config.colour_jitter, seeds[0][::-1])
-        targets = tf.one_hot(labels, model.num_classes)
-        smoothing = config.label_smoothing
-        targets = targets * (1 - smoothing) + smoothing / model.num_classes
+    def backpropagate(inputs, targets, weights):
         with tf.GradientTape() as tape:
             logits = model(inputs, training=True)
-            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+            losses = weights * tf.nn.softmax_cross_entropy_with_logits(targets, logits)
             # The optimizer adds up the replicas' gradients, so each divides by all the pictures.
             loss = tf.reduce_sum(losses) / config.global_batch_size
             if config.weight_decay:
@@ -224,116 +316,123 @@ def _training_step(model, optimizer, strategy, mean_image, config):
                 loss += config.weight_decay * penalty / strategy.num_replicas_in_sync
             loss = optimizer.scale_loss(loss)
         gradients = tape.gradient(loss, [variable.value for variable in variables])
-        optimizer.apply(gradients, variables)
-        return tf.stack(
-            [
-                tf.reduce_sum(losses),
-                tf.reduce_sum(misses(logits, labels, 1)),
-                tf.cast(tf.shape(labels)[0], tf.float32),
-            ]
-        )
+        return tf.reduce_sum(losses), logits, gradients
 
-    @tf.function(autograph=False, reduce_retracing=True)
-    def step(pictures, labels, seeds):
-        sums = strategy.run(replica_step, (pictures, labels, seeds))
+    if config.jit_compile:
+        backpropagate = tf.function(backpropagate, autograph=False, jit_compile=True)
+
+    def replica_step(pictures, labels, weights, draws, stop):
+        inputs = images.subtract_mean(pictures, mean_image)
+        inputs = images.crop_for_training(inputs, input_size, config.crops, draws[:, :crop_draws])
+        if config.colour_jitter:
+            colours = draws[:, crop_draws : crop_draws + colour_draws]
+            inputs = images.jitter_colour(inputs, config.colour_jitter, colours)
+        targets = tf.one_hot(labels, model.num_classes)
+        smoothing = config.label_smoothing
+        targets = targets * (1 - smoothing) + smoothing / model.num_classes
+        loss, logits, gradients = backpropagate(inputs, targets, weights)
+        optimizer.apply(gradients, variables)
+        missed = tf.reduce_sum(weights * misses(logits, labels, 1))
+        return tf.stack([loss, missed, tf.reduce_sum(weights), stop])
+
+    @tf.function(autograph=False)
+    def step(batch, stop):
+        sums = strategy.run(replica_step, (*batch, stop))
         return strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
 
     return step
 
 
-def _epoch(examples, config, epoch):
-    """The batches of one epoch, with a seed for every picture: a pure function of the config."""
-    order = int(np.random.SeedSequence((config.seed, epoch)).generate_state(1)[0])
-    shuffled = examples.shuffle(SHUFFLE_PICTURES, seed=order, reshuffle_each_iteration=False)
-
-    def with_seed(index, example):
-        image, label = example
-        return image, label, tf.stack([tf.constant(order, tf.int64), index])
-
-    numbered = shuffled.enumerate().map(with_seed)
-    return numbered.batch(config.global_batch_size, drop_remainder=True).prefetch(2)
+def _are_finite(variables):
+    return all(bool(tf.reduce_all(tf.math.is_finite(variable.value))) for variable in variables)
 
 
-def _cached(pictures, config):
-    size = pictures.count * config.side**2 * 3
-    return pictures.examples.cache() if size <= config.cache_gib * 2**30 else pictures.examples
+def capped_filters(model):
+    """How many convolutional filters stand at the limit of their RMS."""
+    capped = 0
+    if model.filter_rms:
+        for name in model.feature_layers:
+            kernel = np.asarray(model.get_layer(name).kernel)
+            rms = np.sqrt(np.mean(np.square(kernel, dtype=np.float64), axis=(0, 1, 2)))
+            # Renormalizing in float32 lands within a few units in the last place.
+            capped += int(np.sum(rms >= model.filter_rms * (1 - 1e-5)))
+    return capped
 
 
-def _mean_image(workdir, examples, count, progress):
-    path = workdir / "mean_image.npy"
-    if path.exists():
-        return tf.constant(np.load(path))
-    batches = tqdm(
-        examples.batch(256), "mean image", -(-count // 256), disable=not progress, unit="batch"
-    )
-    mean_image = images.mean_image(pictures for pictures, _ in batches)
-    with replacing(path) as beside:
-        np.save(beside, mean_image.numpy())
-    return mean_image
+def _read_data(config, directory, training, validation, progress):
+    """Both splits without what cannot be read, in memory if there is room, and the mean image."""
+    facts, room = directory.read_dataset(), config.cache_gib * 2**30
+    readings, found = [], {"class_names": list(training.class_names)}
+    for split, pictures in zip(datasets.SPLITS, (training, validation), strict=True):
+        size = pictures.count * pictures.side**2 * 3
+        keep = size <= room
+        room -= size if keep else 0
+        if facts and not keep:
+            known = set(facts[split]["unreadable"])
+            if known:
+                lost = [i for i in range(pictures.count) if pictures.name(i) in known]
+                pictures = pictures.without(lost)
+            mean_image = np.load(directory.path / MEAN_IMAGE) if split == "train" else None
+            reading = batches.Reading(pictures, mean_image, tuple(facts[split]["unreadable"]))
+        else:
+            with tqdm(
+                desc=f"reading {split} pictures", total=pictures.count, disable=not progress
+            ) as bar:
+                reading = batches.read_through(pictures, keep, bar.update)
+        if reading.unreadable and config.strict:
+            raise datasets.DatasetError(
+                f"{reading.unreadable[0]} cannot be read as a picture, nor can "
+                f"{len(reading.unreadable) - 1} others."
+            )
+        found[split] = {
+            "count": reading.pictures.count,
+            "unreadable": list(reading.unreadable),
+        }
+        readings.append(reading)
+    mean_image = readings[0].mean_image
+    if facts is None:
+        directory.write_dataset(found, mean_image)
+    else:
+        with directory.naming_damage():
+            stored_mean = np.load(directory.path / MEAN_IMAGE)
+        if facts != found or not np.array_equal(stored_mean, mean_image):
+            raise TrainingError(
+                f"The pictures of {config.dataset} have changed since the run in {directory.path} "
+                "began."
+            )
+    return readings[0].pictures, readings[1].pictures, tf.constant(mean_image)
 
 
-def _claim(workdir, config, class_names):
-    """Makes the work directory, or checks that it belongs to this very run."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "config.json"
-        if path.exists():
-            if path.read_text() != config.to_json():
-                raise TrainingError(
-                    f"{workdir} holds a run with another configuration ({path}). "
-                    "Expected an empty work directory or the same configuration."
-                )
-            stored = json.loads((workdir / "class_names.json").read_text())
-            if stored != list(class_names):
-                raise TrainingError(
-                    f"{workdir} holds a run on the classes {', '.join(stored)}. "
-                    f"Received: {', '.join(class_names)}."
-                )
-            return
-        # The configuration last: it is what marks a directory as a run's.
-        with replacing(workdir / "class_names.json") as beside:
-            beside.write_text(json.dumps(class_names))
-        with replacing(path) as beside:
-            beside.write_text(config.to_json())
-    except OSError as error:
-        raise TrainingError(f"{workdir} cannot be written: {error.strerror}.") from error
+def _bytes_needed(model, config):
+    weights = 4 * model.count_params()
+    # A checkpoint has momentum as well; a new one is written before the oldest goes.
+    checkpoints = 2 * weights * (KEPT_CHECKPOINTS + 1)
+    snapshots = sum(epoch <= config.epochs for epoch in config.snapshot_epochs)
+    return checkpoints + weights * (2 + snapshots)
 
 
-def _last_errors(metrics):
-    last = metrics[-1]
-    return Errors(
-        last["validation_top1_error"], last["validation_top5_error"], last["validation_pictures"]
-    )
+class _StopRequest:
+    """Whether SIGINT or SIGTERM has arrived; a second one is not waited for."""
 
+    def __enter__(self):
+        self.signal_number = None
+        self._previous = {}
+        # Python gives signals to the main thread only; elsewhere nobody listens.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
 
-@contextlib.contextmanager
-def _naming_damage(workdir):
-    """Turns whatever a damaged file of a run raises into an error that names the run."""
-    try:
-        yield
-    except Exception as error:
-        raise TrainingError(f"{workdir} holds a damaged run: {error}") from error
+    def __exit__(self, *error):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
+    @property
+    def requested(self):
+        return self.signal_number is not None
 
-def _read_metrics(workdir, epochs_done):
-    path = workdir / "metrics.csv"
-    if not epochs_done:
-        return []
-    with _naming_damage(workdir), path.open(newline="") as file:
-        metrics = [
-            {
-                name: int(value) if name in ("epoch", "validation_pictures") else float(value)
-                for name, value in row.items()
-            }
-            for row in csv.DictReader(file)
-        ]
-        if len(metrics) < epochs_done:
-            raise ValueError(f"metrics.csv has {len(metrics)} of {epochs_done} epochs")
-    return metrics[:epochs_done]
-
-
-def _write_metrics(workdir, metrics):
-    with replacing(workdir / "metrics.csv") as beside, beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, metrics[-1])
-        writer.writeheader()
-        writer.writerows(metrics)
+    def _receive(self, number, frame):
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.signal_number = number

@@ -1,0 +1,180 @@
+"""Real processes of `zfkeras-train`, killed without warning, and several of them as workers."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from zfkeras.data import shapes
+
+TRAIN = """
+import sys
+import tensorflow as tf
+devices = int(sys.argv.pop(1))
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * devices
+)
+from zfkeras.cli import train
+train()
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Forty-four pictures to train on: five batches of eight and half a one."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 22), ("val", 3)):
+        for label, name in enumerate(("face", "car")):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for index in range(count):
+                picture = shapes.draw(6 * index + label, size=146).image
+                Image.fromarray(picture).save(place / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def start(pictures):
+    """Starts a training process; what is still running at the end of the test is ended."""
+    started = []
+
+    def start(workdir, *options, devices=1, environment=None):
+        arguments = [
+            *("--preset", "zfnet-small", "--dataset", pictures, "--epochs", 2, "--batch-size", 8),
+            *("--checkpoint-steps", 2, "--workdir", workdir, *options),
+        ]
+        process = subprocess.Popen(
+            [sys.executable, "-c", TRAIN, str(devices), *map(str, arguments)],
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def finish(*processes):
+    """What the processes print; they must succeed."""
+    printed = [process.communicate(timeout=300) for process in processes]
+    for process, (_, errors) in zip(processes, printed, strict=True):
+        assert process.returncode == 0, errors
+    return [output for output, _ in printed]
+
+
+def kill_after_checkpoint(workdir, number, *processes):
+    """Kills all processes a random moment after a checkpoint of this number has appeared."""
+    deadline = time.monotonic() + 200
+    while not list(workdir.glob(f"checkpoints/ckpt-{number}.index")):
+        assert time.monotonic() < deadline, "no checkpoint"
+        assert all(process.poll() is None for process in processes), processes[0].communicate()
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.3))
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not list(workdir.glob("checkpoints/ckpt-12.index")), "it had finished"
+
+
+def state(workdir):
+    """Everything in the last checkpoint: weights, momentum, dropout, where the run is."""
+    latest = tf.train.latest_checkpoint(str(workdir / "checkpoints"))
+    reader = tf.train.load_checkpoint(latest)
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if "OBJECT_GRAPH" not in name
+    }
+
+
+def assert_same_state(workdir, expected, **tolerance):
+    found, wanted = state(workdir), state(expected)
+    assert found.keys() == wanted.keys()
+    assert len(found) > 30
+    for name, value in wanted.items():
+        if "save_counter" not in name:  # Counts the savings, which a killed run does over.
+            np.testing.assert_allclose(found[name], value, err_msg=name, **tolerance)
+
+
+@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(tmp_path, start, strategy):
+    options = ("--deterministic", "--strategy", strategy)
+    devices = 2 if strategy == "mirrored" else 1
+    whole = start(tmp_path / "whole", *options, devices=devices)
+    killed = start(tmp_path / "killed", *options, devices=devices)
+    # Twelve steps in all, a checkpoint every two: anywhere but at the very end.
+    kill_after_checkpoint(tmp_path / "killed", random.choice([2, 4, 6, 8]), killed)
+    (output,) = finish(start(tmp_path / "killed", *options, devices=devices))
+    (expected,) = finish(whole)
+
+    assert output.splitlines()[-1] == expected.splitlines()[-1]
+    assert_same_state(tmp_path / "killed", tmp_path / "whole", rtol=0, atol=0)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path, start):
+    process = start(tmp_path)
+    while not list(tmp_path.glob("checkpoints/ckpt-2.index")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert output.splitlines()[-1].endswith("The same command goes on from there.")
+    (finished,) = finish(start(tmp_path))
+    assert finished.startswith(("epoch 1/2", "epoch 2/2"))
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def start_workers(start, workdir, *options):
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    return [
+        start(
+            workdir,
+            *("--strategy", "multi_worker_mirrored", *options),
+            environment={
+                "TF_CONFIG": json.dumps(
+                    {"cluster": cluster, "task": {"type": "worker", "index": index}}
+                )
+            },
+        )
+        for index in range(2)
+    ]
+
+
+def test_two_workers_train_as_two_devices_do_and_survive_being_killed(tmp_path, start):
+    """Two workers have the replicas of two devices, so that even dropout is the same."""
+    mirrored = start(tmp_path / "mirrored", "--strategy", "mirrored", devices=2)
+    workers = start_workers(start, tmp_path / "killed")
+    kill_after_checkpoint(tmp_path / "killed", random.choice([2, 4, 6, 8]), *workers)
+    outputs = finish(*start_workers(start, tmp_path / "killed", "--export", tmp_path / "exported"))
+    (expected,) = finish(mirrored)
+
+    # Only the chief exports; otherwise both say the same.
+    assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1] == expected.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "exported").iterdir()] == ["1"]
+    # Each strategy adds up the gradients in its own order.
+    assert_same_state(tmp_path / "killed", tmp_path / "mirrored", rtol=1e-3, atol=1e-4)
+    assert (tmp_path / "killed/metrics.csv").read_text().count("\n") == 3

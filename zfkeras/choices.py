@@ -1,0 +1,7 @@
+"""The words that settings may take, where a program can list them without loading TensorFlow."""
+
+CROPS = ("centre", "ten", "random", "scaled")
+INITIALIZATIONS = ("paper", "he")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+SCHEDULES = ("plateau", "step", "cosine", "constant")
+STRATEGIES = ("default", "mirrored", "multi_worker_mirrored")
