@@ -299,23 +299,25 @@ def test_train_says_what_is_missing(run, missing):
 def test_evaluate_measures_runs_and_exported_models(run, tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "COUNTS", {"train": 16, "validation": 12})
     arguments = ["--preset", "zfnet-small", "--dataset", "shapes", "--epochs", 1]
-    trained = run(
-        cli.train, *arguments, "--batch-size", 8, "--workdir", "run", "--export", "exported/shapes"
-    )
+    arguments += ["--batch-size", 8, "--workdir", "run"]
+    trained = run(cli.train, *arguments)
+    again = run(cli.train, *arguments)
 
     one = run(cli.cli, "evaluate", "run", "--dataset", "shapes")
     ten = run(
         cli.cli,
-        *("evaluate", "run", "exported/shapes", "--dataset", "shapes", "--views", 10),
+        *("evaluate", "run", "run/exported/run", "--dataset", "shapes", "--views", 10),
         *("--output", "out"),
     )
 
     assert one.exit_code == ten.exit_code == 0, one.output + ten.output
     errors = trained.stdout.splitlines()[-1].split(" on ")[0]
+    assert trained.stdout.splitlines()[-2] == "Exported to run/exported/run/1"
+    assert again.stdout == trained.stdout.splitlines(keepends=True)[-1]  # Nothing was left to do.
     assert one.stdout == f"{errors} on 12 pictures, 1 view.\n"
     assert ten.stdout.splitlines()[-1].endswith("on 12 pictures, 10 views.")
     facts = json.loads((tmp_path / "out/errors.json").read_text())
-    assert facts["models"] == ["run", "exported/shapes"]
+    assert facts["models"] == ["run", "run/exported/run"]
     assert (tmp_path / "out/confusion.csv").read_text().startswith("class,face,car,")
     with Image.open(tmp_path / "out/confusion.png") as picture:
         assert min(picture.size) > 300

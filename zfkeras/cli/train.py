@@ -45,7 +45,7 @@ def config_options(command):
     return command
 
 
-def training_command(config, workdir, export_dir):
+def training_command(config, workdir, export_dir=None):
     """The `zfkeras-train` command line of a configuration, defaults left out."""
     words = ["zfkeras-train"]
     for field in dataclasses.fields(config):
@@ -58,7 +58,8 @@ def training_command(config, workdir, export_dir):
             words += [_option(field), ",".join(map(str, value))]
         else:
             words += [_option(field), str(value)]
-    return shlex.join([*words, "--workdir", str(workdir), "--export", str(export_dir)])
+    words += ["--workdir", str(workdir)]
+    return shlex.join(words if export_dir is None else [*words, "--export", str(export_dir)])
 
 
 @click.command(cls=OneLineCommand)
@@ -84,7 +85,8 @@ def training_command(config, workdir, export_dir):
     "--export",
     "export_dir",
     type=click.Path(path_type=Path),
-    help="Export the trained model into this folder, as its next version.",
+    help="Folder that the trained model is exported into, as its next version.  "
+    "[WORKDIR/exported/NAME]",
 )
 @one_line_errors
 def train(preset, config_file, print_config, workdir, export_dir, **options):
@@ -106,7 +108,10 @@ def train(preset, config_file, print_config, workdir, export_dir, **options):
     from zfkeras import export
     from zfkeras.training import loop, run
 
+    epochs_run = []
+
     def say(row):
+        epochs_run.append(row)
         click.echo(
             f"epoch {row['epoch']}/{config.epochs}  loss {row['loss']:.3f}  "
             f"training top-1 error {row['training_top1_error']:.1%}  "
@@ -126,8 +131,9 @@ def train(preset, config_file, print_config, workdir, export_dir, **options):
                 f"{len(facts['unreadable'])} {split} pictures cannot be read and were left out; "
                 f"they are listed in {workdir / run.DATASET}."
             )
-    if export_dir and trained.chief:
-        version = export.save(trained, export_dir, training_command(config, workdir, export_dir))
+    place = export_dir or workdir / "exported" / workdir.resolve().name
+    if trained.chief and (epochs_run or not place.exists()):
+        version = export.save(trained, place, training_command(config, workdir, export_dir))
         click.echo(f"Exported to {version}")
     click.echo(
         f"Top-1 error {trained.errors.top1:.2%}, top-5 error {trained.errors.top5:.2%} "

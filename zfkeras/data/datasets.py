@@ -202,7 +202,8 @@ def naming_broken_pictures(source):
                     images.decode(path.read_bytes())
                 except (tf.errors.OpError, OSError) as broken:
                     raise DatasetError(f"{path} cannot be read as a picture.") from broken
-        raise DatasetError(f"{source} cannot be read: {error.message.splitlines()[0]}") from error
+        reason = error.message.splitlines()[0]
+        raise DatasetError(f"TensorFlow gave up while it worked on {source}: {reason}") from error
 
 
 def _read_all(pictures):

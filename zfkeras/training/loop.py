@@ -5,6 +5,7 @@ strategies. Whatever the loop knows is in its checkpoints or a pure function of 
 so a run that is killed at any step and started again ends as if it had not been.
 """
 
+import contextlib
 import math
 import os
 import signal
@@ -142,7 +143,7 @@ class _Loop:
         summaries = None
         if self.directory.writes:
             summaries = Summaries(self.directory.path / SUMMARIES)
-        with _StopRequest() as stop:
+        with _StopRequest() as stop, self._naming_lost_workers():
             while int(self.epochs_done) < self.config.epochs:
                 learning_rate = self._train_epoch(training, stop, summaries, progress)
                 row = self._finish_epoch(validation, learning_rate, summaries)
@@ -270,6 +271,23 @@ class _Loop:
         # The checkpoint last: until it is there, a restart does the epoch's end again.
         self._save(epoch, 0, steps, np.zeros(4))
         return row
+
+    @contextlib.contextmanager
+    def _naming_lost_workers(self):
+        try:
+            yield
+        except (
+            tf.errors.AbortedError,
+            tf.errors.DeadlineExceededError,
+            tf.errors.InternalError,
+            tf.errors.UnavailableError,
+        ) as error:
+            if self.strategy.cluster_resolver is None:
+                raise
+            raise TrainingError(
+                "Another worker cannot be reached. "
+                "Start all of them again; they go on from the last checkpoint."
+            ) from error
 
     def _not_finite(self, what, epoch, step):
         return TrainingError(
