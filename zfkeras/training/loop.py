@@ -129,7 +129,8 @@ class _Loop:
             with directory.naming_damage():
                 checkpoint.restore(latest).assert_consumed()
         # Every worker must take part in saving; what the others write is nobody's.
-        place = directory.path if directory.writes else Path(tempfile.mkdtemp())
+        self.nowhere = None if directory.writes else tempfile.TemporaryDirectory()
+        place = directory.path if directory.writes else Path(self.nowhere.name)
         self.checkpoints = tf.train.CheckpointManager(
             checkpoint, str(place / CHECKPOINTS), max_to_keep=KEPT_CHECKPOINTS
         )
@@ -145,8 +146,8 @@ class _Loop:
             summaries = Summaries(self.directory.path / SUMMARIES)
         with _StopRequest() as stop, self._naming_lost_workers():
             while int(self.epochs_done) < self.config.epochs:
-                learning_rate = self._train_epoch(training, stop, summaries, progress)
-                row = self._finish_epoch(validation, learning_rate, summaries)
+                self._train_epoch(training, stop, summaries, progress)
+                row = self._finish_epoch(validation, summaries)
                 if on_epoch:
                     on_epoch(row)
         if summaries:
@@ -165,7 +166,6 @@ class _Loop:
         config, epoch, first = self.config, int(self.epochs_done), int(self.steps_done)
         batch_size = config.global_batch_size
         steps = batches.steps_per_epoch(training.count, batch_size)
-        validation_errors = [row["validation_top1_error"] for row in self.metrics]
         iterator = distribute(
             self.strategy,
             lambda share: batches.training_batches(
@@ -180,20 +180,10 @@ class _Loop:
             unit=" images",
             disable=not progress,
         )
-        learning_rate = config.learning_rate
         with bar:
             for index in range(first, steps):
                 started = time.perf_counter()
-                done = epoch * steps + index
-                learning_rate = config.learning_rate * rate_factor(
-                    config.schedule,
-                    done / (config.epochs * steps),
-                    validation_errors,
-                    config.patience,
-                    config.decay_factor,
-                )
-                if done < config.warmup_steps:
-                    learning_rate *= (done + 1) / config.warmup_steps
+                learning_rate = self._learning_rate(index, steps)
                 self.optimizer.learning_rate = learning_rate
                 loss, missed, count, stopping = self.step(
                     next(iterator), tf.constant(float(stop.requested))
@@ -207,38 +197,39 @@ class _Loop:
                     loss=f"{totals[0] / totals[2]:.3f}",
                     error=f"{totals[1] / totals[2]:.1%}",
                     run_left=tqdm.format_interval(
-                        (config.epochs * steps - done - 1) * totals[3] / (index + 1)
+                        ((config.epochs - epoch) * steps - index - 1) * totals[3] / (index + 1)
                     ),
                     refresh=False,
                 )
                 bar.update(int(count))
                 if summaries:
                     summaries.write_step(
-                        done,
+                        epoch * steps + index,
                         loss=loss / count,
                         top1_error=missed / count,
                         learning_rate=learning_rate,
                         images_per_second=count / seconds,
                     )
+                self.steps_done.assign(index + 1)
+                self.totals.assign(totals)
+                # The loss speaks of the weights before the update, what is kept of those after.
                 last = index + 1 == steps
-                saving = stopping or last or (index + 1) % config.checkpoint_steps == 0
-                # The loss speaks of the weights before the update, a checkpoint holds those after.
-                if saving and not _are_finite(self.model.trainable_variables):
+                saving = stopping or ((index + 1) % config.checkpoint_steps == 0 and not last)
+                if (saving or last) and not self._is_finite():
                     raise self._not_finite("network", epoch, index + 1)
-                if saving and not last:
-                    self._save(epoch, index + 1, steps, totals)
-                if stopping and not last:
+                if saving:
+                    self._save()
+                if stopping:
                     raise TrainingStopped(
                         f"Stopped after step {index + 1} of {steps} of epoch {epoch + 1}. "
                         "The same command goes on from there.",
                         stop.signal_number,
                     )
-        self.totals.assign(totals)
-        return learning_rate
 
-    def _finish_epoch(self, validation, learning_rate, summaries):
+    def _finish_epoch(self, validation, summaries):
         config, epoch = self.config, int(self.epochs_done) + 1
         loss, missed, count, seconds = self.totals.numpy()
+        steps = int(self.steps_done)
         evaluator = self.evaluator
         if epoch == config.epochs and config.precision != "float32":
             # What a run ends with is what ships, and that computes in float32.
@@ -248,7 +239,7 @@ class _Loop:
         errors = evaluator(validation, config.global_batch_size).errors
         row = {
             "epoch": epoch,
-            "learning_rate": learning_rate,
+            "learning_rate": self._learning_rate(steps - 1, steps),
             "loss": loss / count,
             "training_top1_error": missed / count,
             "validation_top1_error": errors.top1,
@@ -259,7 +250,6 @@ class _Loop:
         }
         best = min((row["validation_top1_error"] for row in self.metrics), default=math.inf)
         self.metrics.append(row)
-        steps = batches.steps_per_epoch(int(count), config.global_batch_size)
         with self.directory.naming_failed_writes():
             self.directory.write_metrics(self.metrics)
             if epoch in config.snapshot_epochs:
@@ -268,9 +258,31 @@ class _Loop:
                 self.best.save(epoch)
             if summaries:
                 summaries.write_epoch(epoch * steps, row, self.model)
+        self.epochs_done.assign(epoch)
+        self.steps_done.assign(0)
+        self.totals.assign(np.zeros(4))
         # The checkpoint last: until it is there, a restart does the epoch's end again.
-        self._save(epoch, 0, steps, np.zeros(4))
+        self._save()
         return row
+
+    def _learning_rate(self, index, steps):
+        """Of a step of the epoch under way."""
+        config = self.config
+        done = int(self.epochs_done) * steps + index
+        factor = rate_factor(
+            config.schedule,
+            done / (config.epochs * steps),
+            [row["validation_top1_error"] for row in self.metrics],
+            config.patience,
+            config.decay_factor,
+        )
+        return config.learning_rate * factor * min((done + 1) / (config.warmup_steps or 1), 1)
+
+    def _is_finite(self):
+        return all(
+            bool(tf.reduce_all(tf.math.is_finite(variable.value)))
+            for variable in self.model.trainable_variables
+        )
 
     @contextlib.contextmanager
     def _naming_lost_workers(self):
@@ -295,12 +307,9 @@ class _Loop:
             f"The last good checkpoint is kept in {self.directory.path}."
         )
 
-    def _save(self, epochs_done, steps_done, steps, totals):
-        self.epochs_done.assign(epochs_done)
-        self.steps_done.assign(steps_done)
-        self.totals.assign(totals)
+    def _save(self):
         with self.directory.naming_failed_writes():
-            self.checkpoints.save(epochs_done * steps + steps_done)
+            self.checkpoints.save()
 
 
 def training_step(model, optimizer, strategy, mean_image, config):
@@ -359,10 +368,6 @@ def training_step(model, optimizer, strategy, mean_image, config):
         return strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
 
     return step
-
-
-def _are_finite(variables):
-    return all(bool(tf.reduce_all(tf.math.is_finite(variable.value))) for variable in variables)
 
 
 def capped_filters(model):
