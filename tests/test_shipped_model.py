@@ -39,6 +39,7 @@ def test_its_card_is_complete(shipped):
     assert card["class_names"] == list(datasets.SYNSET_NAMES.values())
     assert card["command"].startswith("zfkeras-train --dataset imagenette160 ")
     assert card["errors"]["count"] == 3925
+    assert card["errors"]["top1"] <= 0.2
     assert card["errors"]["top1"] == card["metrics"][-1]["validation_top1_error"]
     assert len(card["metrics"]) == card["epochs"] == card["training"]["epochs"]
 
@@ -54,9 +55,9 @@ def test_it_has_the_error_that_its_card_states(shipped, data_dir, tmp_path):
     errors = Evaluator([model], [mean_image])(loaded).errors
 
     assert errors.count == 3925
-    # The card's figure was measured in bfloat16, which decides a few close calls otherwise.
-    assert errors.top1 == pytest.approx(shipped.card["errors"]["top1"], abs=0.005)
-    assert errors.top5 == pytest.approx(shipped.card["errors"]["top5"], abs=0.005)
+    # Another machine sums in another order, which may decide a close call or two otherwise.
+    assert errors.top1 == pytest.approx(shipped.card["errors"]["top1"], abs=2.5 / 3925)
+    assert errors.top5 == pytest.approx(shipped.card["errors"]["top5"], abs=2.5 / 3925)
 
 
 def test_the_drawn_filters_are_its_own(shipped):
