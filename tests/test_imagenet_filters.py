@@ -82,8 +82,9 @@ def test_sheets_can_be_drawn_for_people_to_look_at(projected, pictures, tmp_path
         rendering.save(sheet, tmp_path / f"{layer}.png")
 
         drawn = sheet[:, : (sheet.shape[1] - 4 * rendering.GAP) // 2]
-        assert (drawn == rendering.GREY).mean() > 0.1, layer  # Silence,
-        assert drawn.min() <= 1, layer  # and full contrast beside it.
+        # Every projection at full contrast, around grey.
+        assert drawn.min() <= 1, layer
+        assert abs(drawn.mean() - rendering.GREY) < 20, layer
 
 
 def test_different_pictures_excite_different_maps(projected):
