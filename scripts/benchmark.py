@@ -119,7 +119,9 @@ def write_pictures(folder):
         coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
         soft = coarse.resize(JPEG_SIZE[::-1], Image.Resampling.BICUBIC)
         noisy = np.asarray(soft) + rng.normal(0, 8, (*JPEG_SIZE, 3))
-        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(place / f"{index}.jpg")
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(
+            place / f"{index}.jpg", quality=95
+        )
 
 
 def read_jpegs(kept, batch_size):
