@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from zfkeras.data import images
 from zfkeras.data.datasets import DatasetError, in_memory, without_autotuning
 
 # Random numbers that come with every picture of an epoch, for whatever is drawn for it.
-DRAWS = 8
+DRAWS = images.CROP_DRAWS + images.COLOUR_DRAWS
 READ_AT_ONCE = 256
 
 
@@ -138,7 +139,7 @@ def read_through(pictures, keep=False, on_batch=lambda count: None):
         DatasetError: If no picture can be read.
     """
     side = pictures.side
-    images = np.empty((pictures.count, side, side, 3), np.uint8) if keep else None
+    kept = np.empty((pictures.count, side, side, 3), np.uint8) if keep else None
     labels = np.empty(pictures.count, np.int32)
     readable = np.zeros(pictures.count, bool)
     total = np.zeros((side, side, 3), np.int64)
@@ -155,7 +156,7 @@ def read_through(pictures, keep=False, on_batch=lambda count: None):
         # Whole numbers: the mean does not depend on the order of the sum, nor loses a digit.
         total += batch.sum(axis=0, dtype=np.int64)
         if keep:
-            images[indices] = batch
+            kept[indices] = batch
         on_batch(len(indices))
     if not readable.any():
         raise DatasetError(f"No picture of {pictures.source} can be read, of {pictures.count}.")
@@ -164,8 +165,8 @@ def read_through(pictures, keep=False, on_batch=lambda count: None):
     unreadable = tuple(pictures.name(index) for index in lost)
     if keep:
         if len(lost):
-            images, labels = images[readable], labels[readable]
-        pictures = in_memory(pictures, images, labels)
+            kept, labels = kept[readable], labels[readable]
+        pictures = in_memory(pictures, kept, labels)
     elif len(lost):
         pictures = pictures.without(lost)
     return Reading(pictures, mean_image, unreadable)
