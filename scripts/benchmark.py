@@ -48,15 +48,15 @@ def forward(precision):
 
 def make_step(config, strategy, classes):
     """The training loop's own update, and the side of the squares that it takes."""
-    import keras
     import tensorflow as tf
 
     from zfkeras.training.loop import training_step
+    from zfkeras.training.optimizer import SGD
     from zfkeras.training.run import build_network
 
     with strategy.scope():
         model = build_network(config, range(classes), config.precision)
-        optimizer = keras.optimizers.SGD(config.learning_rate, config.momentum)
+        optimizer = SGD(config.learning_rate, config.momentum)
         optimizer.build(model.trainable_variables)
     mean_image = tf.fill((config.side, config.side, 3), 118.0)
     return training_step(model, optimizer, strategy, mean_image, config)

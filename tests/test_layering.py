@@ -31,6 +31,7 @@ STRATA = [
         "layers.contrast",
         "layers.dropout",
         "data.datasets",
+        "training.optimizer",
         "training.summaries",
     ],
     ["layers.conv_block", "data.batches"],

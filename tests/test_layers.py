@@ -103,7 +103,7 @@ def test_symbolic_switches_have_the_shape_of_real_ones(rng):
         assert outputs[name].dtype == symbol.dtype
 
 
-def test_contrast_normalization_computes_in_float32():
+def test_contrast_normalization_holds_squares_that_float16_does_not():
     layer = LocalResponseNormalization(alpha=1.0, dtype="mixed_float16")
     # The square of 1000 is infinite in float16.
     maps = tf.fill((1, 1, 1, 1), tf.constant(1000, tf.float16))

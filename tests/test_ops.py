@@ -161,3 +161,29 @@ def test_contrast_normalization_equals_tensorflow_and_the_slow_loop(rng, radius,
     library = tf.nn.local_response_normalization(maps, radius, 2.0, 0.01, beta)
     np.testing.assert_allclose(normalized, library, rtol=1e-5)
     np.testing.assert_allclose(normalized[0], reference.normalize(maps[0], stage), rtol=1e-5)
+
+
+@pytest.mark.parametrize("radius", [1, 4, 9])
+@pytest.mark.parametrize("beta", [0.5, 0.75, 0.6])
+def test_the_gradient_of_contrast_normalization_is_tensorflows(rng, radius, beta):
+    maps, upstream = tf.constant(rng.normal(size=(2, 2, 3, 4, 7)).astype(np.float32) * 30)
+    gradients = []
+    for normalize in (ops.normalize_contrast, tf.nn.local_response_normalization):
+        with tf.GradientTape() as tape:
+            tape.watch(maps)
+            normalized = normalize(maps, radius, 2.0, 0.01, beta)
+        gradients.append(tape.gradient(normalized, maps, upstream))
+
+    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_contrast_normalization_of_half_floats(rng):
+    maps = (rng.normal(size=(2, 3, 4, 7)) * 300).astype(np.float32)
+    exact = ops.normalize_contrast(tf.constant(maps), 2, 2.0, 0.01, 0.75)
+
+    for dtype, computed in ((tf.bfloat16, tf.bfloat16), (tf.float16, tf.float32)):
+        normalized = ops.normalize_contrast(tf.cast(maps, dtype), 2, 2.0, 0.01, 0.75)
+        assert normalized.dtype == computed
+        # Six roundings to 8 bits, or one to 11, and the power of 0.75 of what was rounded.
+        tolerance = 0.02 if dtype == tf.bfloat16 else 0.002
+        np.testing.assert_allclose(tf.cast(normalized, tf.float32), exact, rtol=tolerance)

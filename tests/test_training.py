@@ -20,6 +20,7 @@ from zfkeras.models import ZFNet
 from zfkeras.training import loop, run
 from zfkeras.training.config import TrainingConfig
 from zfkeras.training.loop import TrainingStopped, train
+from zfkeras.training.optimizer import SGD
 from zfkeras.training.run import TrainingError, load_run
 from zfkeras.training.strategy import make_strategy
 
@@ -124,6 +125,21 @@ def test_every_picture_counts_in_every_epoch(tmp_path, monkeypatch):
     assert seen == [8, 8, 6]
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_fused_update_is_keras_own(rng, momentum):
+    start, *gradients = rng.normal(size=(5, 1000)).astype(np.float32)
+    variables = []
+    for kind in (SGD, keras.optimizers.SGD):
+        variable, optimizer = keras.Variable(start), kind(0.1, momentum)
+        for step, gradient in enumerate(gradients):
+            optimizer.learning_rate = 0.1 / (step + 1)
+            optimizer.apply([tf.constant(gradient)], [variable])
+        variables.append(variable)
+
+    # A fused multiplication and addition rounds once.
+    np.testing.assert_allclose(*variables, rtol=1e-6, atol=1e-6)
+
+
 def test_padding_teaches_nothing(tiny, rng):
     config = dataclasses.replace(CONFIG, crops="centre")
     images = rng.integers(0, 255, (8, 40, 40, 3), dtype=np.uint8)
@@ -132,7 +148,7 @@ def test_padding_teaches_nothing(tiny, rng):
     trained = []
     for padding in (images[5:], 255 - images[5:]):
         model = random_model(without_dropout(tiny))
-        optimizer = keras.optimizers.SGD(0.01)
+        optimizer = SGD(0.01)
         optimizer.build(model.trainable_variables)
         strategy = tf.distribute.get_strategy()
         step = loop.training_step(model, optimizer, strategy, tf.zeros((40, 40, 3)), config)
@@ -277,7 +293,7 @@ def step_once(strategy_name, tiny, arrays):
     )
     with strategy.scope():
         model = random_model(without_dropout(tiny))
-        optimizer = keras.optimizers.SGD(0.01, 0.9)
+        optimizer = SGD(0.01, 0.9)
         optimizer.build(model.trainable_variables)
     step = loop.training_step(model, optimizer, strategy, tf.zeros((40, 40, 3)), config)
     replicas = strategy.num_replicas_in_sync

@@ -132,7 +132,8 @@ def normalize_contrast(maps, radius, bias, alpha, beta):
     """Divides every unit by the activity of the feature maps around its own at the same place.
 
     `x / (bias + alpha * s) ** beta`, s being the sum of squares over the maps at most `radius`
-    away. Computed and returned in float32: squares of half floats overflow.
+    away. Computed and returned in float32, or in bfloat16 if the maps are: it reaches as far as
+    float32 does, while squares of float16 overflow.
 
     Args:
         maps: Float tensor `(..., channels)`.
@@ -141,23 +142,38 @@ def normalize_contrast(maps, radius, bias, alpha, beta):
     Reference:
         Krizhevsky et al. (2012), section 3.3.
     """
-    maps = tf.cast(maps, tf.float32)
+    dtype = tf.bfloat16 if maps.dtype == tf.bfloat16 else tf.float32
     channels = maps.shape[-1]
-    squares = tf.square(maps)
-    if radius >= channels - 1:
-        activity = tf.reduce_sum(squares, axis=-1, keepdims=True)
-    else:
-        # As a product with a band matrix this is faster than `tf.nn.lrn`, whose gradient is a
-        # scalar loop on a CPU, and no radius is too large for a GPU.
-        position = tf.range(channels)
-        band = tf.cast(tf.abs(position[:, None] - position[None, :]) <= radius, tf.float32)
-        activity = tf.tensordot(squares, band, 1)
-    scale = bias + alpha * activity
-    if beta == 0.5:
-        return maps * tf.math.rsqrt(scale)
-    if beta == 0.75:
-        return maps * tf.math.rsqrt(scale * tf.sqrt(scale))
-    return maps * scale**-beta
+    # As a product with a band matrix this is faster than `tf.nn.lrn`, whose gradient is a scalar
+    # loop on a CPU, and no radius is too large for a GPU.
+    position = tf.range(channels)
+    band = tf.cast(tf.abs(position[:, None] - position[None, :]) <= radius, dtype)
+
+    def sum_around(values):
+        if radius >= channels - 1:
+            return tf.reduce_sum(values, axis=-1, keepdims=True)
+        return tf.tensordot(values, band, 1)
+
+    # The gradient in closed form reads the maps half as often as what would be derived from the
+    # operations below, and reading memory is all that this layer costs.
+    @tf.custom_gradient
+    def normalize(maps):
+        scale = bias + alpha * sum_around(tf.square(maps))
+        if beta == 0.5:
+            factor = tf.math.rsqrt(scale)
+        elif beta == 0.75:
+            factor = tf.math.rsqrt(scale * tf.sqrt(scale))
+        else:
+            factor = scale**-beta
+        normalized = maps * factor
+
+        def gradient(upstream):
+            shared = sum_around(upstream * normalized / scale)
+            return upstream * factor - 2 * alpha * beta * maps * shared
+
+        return normalized, gradient
+
+    return normalize(tf.cast(maps, dtype))
 
 
 def require_overlap_rule(overlap):

@@ -9,7 +9,7 @@ from zfkeras import ops
 class LocalResponseNormalization(keras.layers.Layer):
     """Divides every unit by the activity of neighbouring feature maps at the same position.
 
-    Computes in float32 under every dtype policy and returns the policy's compute dtype.
+    Under a float16 policy it computes in float32, whose squares do not overflow.
 
     Args:
         radius, bias, alpha, beta: As in `zfkeras.architecture.Contrast`.

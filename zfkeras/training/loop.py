@@ -22,6 +22,7 @@ from tqdm import tqdm
 from zfkeras.data import batches, datasets, images
 from zfkeras.models import in_float32
 from zfkeras.training.evaluation import Evaluator, misses
+from zfkeras.training.optimizer import SGD
 from zfkeras.training.run import (
     BEST,
     CHECKPOINTS,
@@ -105,7 +106,7 @@ class _Loop:
         self.config, self.strategy, self.directory = config, strategy, directory
         self.model, self.mean_image = model, mean_image
         with strategy.scope():
-            self.optimizer = keras.optimizers.SGD(config.learning_rate, config.momentum)
+            self.optimizer = SGD(config.learning_rate, config.momentum)
             if config.precision == "mixed_float16":
                 self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
             self.optimizer.build(model.trainable_variables)
