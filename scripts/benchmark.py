@@ -187,8 +187,8 @@ def train_small(name, devices):
     return time_steps(step, distribute(strategy, prepared_batches(config, 10)), 64)
 
 
-def train_small_workers():
-    """The same shared by two processes on 127.0.0.1, each with all cores."""
+def two_workers(part):
+    """One of `PARTS` by two processes on 127.0.0.1, each with all cores."""
     import socket
 
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
@@ -197,7 +197,7 @@ def train_small_workers():
         one.close()
     workers = [
         subprocess.Popen(
-            [sys.executable, __file__, "--one", "train_small_worker"],
+            [sys.executable, __file__, "--one", part],
             stdout=subprocess.PIPE,
             env={
                 **os.environ,
@@ -212,8 +212,8 @@ def train_small_workers():
     return json.loads(printed[0])
 
 
-def all_reduce(name, devices=2):
-    """Gradients of the small ZFNet added up over two devices, times a second."""
+def all_reduce(name, devices):
+    """Gradients of the small ZFNet added up over devices or workers, times a second."""
     import tensorflow as tf
 
     from zfkeras.training.run import build_network
@@ -230,7 +230,8 @@ def all_reduce(name, devices=2):
 
     def add_up():
         context = tf.distribute.get_replica_context()
-        gradients = [tf.ones_like(variable.value) for variable in model.trainable_variables]
+        # Not constants, which would be added up once and for all before the function runs.
+        gradients = [variable.value.read_value() for variable in model.trainable_variables]
         return tf.add_n(
             [
                 tf.reduce_sum(one)
@@ -257,11 +258,15 @@ KEYS = {
     ),
     "train_small_images_per_second": lambda: train_small("default", 1),
     "train_small_mirrored_images_per_second": lambda: train_small("mirrored", 2),
-    "train_small_workers_images_per_second": train_small_workers,
-    "all_reduces_per_second_mirrored": lambda: all_reduce("mirrored"),
+    "train_small_workers_images_per_second": lambda: two_workers("train_small_worker"),
+    "all_reduces_per_second_mirrored": lambda: all_reduce("mirrored", 2),
+    "all_reduces_per_second_workers": lambda: two_workers("all_reduce_worker"),
 }
 # Run by the benchmarks of several processes.
-PARTS = {"train_small_worker": lambda: train_small("multi_worker_mirrored", 1)}
+PARTS = {
+    "train_small_worker": lambda: train_small("multi_worker_mirrored", 1),
+    "all_reduce_worker": lambda: all_reduce("multi_worker_mirrored", 1),
+}
 
 
 @click.command()
