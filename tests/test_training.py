@@ -203,6 +203,17 @@ def test_compiled_training_is_the_same(tmp_path, tiny, monkeypatch):
     assert_same_weights(trained[0].model, trained[1].model, atol=1e-5)
 
 
+def test_progress_is_shown_within_epochs(tmp_path, capsys):
+    train(dataclasses.replace(CONFIG, epochs=1), tmp_path, progress=True)
+
+    shown = capsys.readouterr().err
+    # Fast steps are not all shown.
+    assert re.search(
+        r"epoch 1/1 step [1-3]/3 loss \d\.\d+ error \d+\.\d% \|.*images/s, 00:\d\d left", shown
+    )
+    assert "validating:  62%" in shown or "validating: 100%" in shown
+
+
 def test_a_run_that_stopped_between_epochs_goes_on(tmp_path):
     class Stopped(Exception):
         pass

@@ -114,8 +114,8 @@ def train(preset, config_file, print_config, workdir, export_dir, **options):
         epochs_run.append(row)
         click.echo(
             f"epoch {row['epoch']}/{config.epochs}  loss {row['loss']:.3f}  "
-            f"training top-1 error {row['training_top1_error']:.1%}  "
-            f"validation top-1 error {row['validation_top1_error']:.1%}  "
+            f"training error {row['training_top1_error']:.1%}  "
+            f"validation error {row['validation_top1_error']:.1%}  "
             f"{row['images_per_second']:.0f} images/s"
         )
 

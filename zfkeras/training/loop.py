@@ -148,7 +148,7 @@ class _Loop:
         with _StopRequest() as stop, self._naming_lost_workers():
             while int(self.epochs_done) < self.config.epochs:
                 self._train_epoch(training, stop, summaries, progress)
-                row = self._finish_epoch(validation, summaries)
+                row = self._finish_epoch(validation, summaries, progress)
                 if on_epoch:
                     on_epoch(row)
         if summaries:
@@ -175,10 +175,12 @@ class _Loop:
         )
         totals = self.totals.numpy()
         bar = tqdm(
-            desc=f"epoch {epoch + 1}/{config.epochs}",
+            desc=f"epoch {epoch + 1}/{config.epochs} ",
             total=training.count,
             initial=min(first * batch_size, training.count),
             unit=" images",
+            bar_format="{desc}|{bar}| {rate_fmt}{postfix}",
+            leave=False,
             disable=not progress,
         )
         with bar:
@@ -193,15 +195,14 @@ class _Loop:
                 totals += loss, missed, count, seconds
                 if not math.isfinite(loss):
                     raise self._not_finite("loss", epoch, index + 1)
-                bar.set_postfix(
-                    step=f"{index + 1}/{steps}",
-                    loss=f"{totals[0] / totals[2]:.3f}",
-                    error=f"{totals[1] / totals[2]:.1%}",
-                    run_left=tqdm.format_interval(
-                        ((config.epochs - epoch) * steps - index - 1) * totals[3] / (index + 1)
-                    ),
+                left = ((config.epochs - epoch) * steps - index - 1) * totals[3] / (index + 1)
+                # Most of it before the bar: what a narrow terminal cuts off is the end.
+                bar.set_description_str(
+                    f"epoch {epoch + 1}/{config.epochs} step {index + 1}/{steps} "
+                    f"loss {totals[0] / totals[2]:.3f} error {totals[1] / totals[2]:.1%} ",
                     refresh=False,
                 )
+                bar.set_postfix_str(f"{tqdm.format_interval(left)} left", refresh=False)
                 bar.update(int(count))
                 if summaries:
                     summaries.write_step(
@@ -227,7 +228,7 @@ class _Loop:
                         stop.signal_number,
                     )
 
-    def _finish_epoch(self, validation, summaries):
+    def _finish_epoch(self, validation, summaries, progress):
         config, epoch = self.config, int(self.epochs_done) + 1
         loss, missed, count, seconds = self.totals.numpy()
         steps = int(self.steps_done)
@@ -237,7 +238,14 @@ class _Loop:
             with self.strategy.scope():
                 exact = in_float32(self.model)
             evaluator = Evaluator([exact], [self.mean_image], strategy=self.strategy)
-        errors = evaluator(validation, config.global_batch_size).errors
+        with tqdm(
+            desc="validating",
+            total=validation.count,
+            unit=" images",
+            leave=False,
+            disable=not progress,
+        ) as bar:
+            errors = evaluator(validation, config.global_batch_size, bar.update).errors
         row = {
             "epoch": epoch,
             "learning_rate": self._learning_rate(steps - 1, steps),
@@ -400,7 +408,11 @@ def _read_data(config, directory, training, validation, progress):
             reading = batches.Reading(pictures, mean_image, tuple(facts[split]["unreadable"]))
         else:
             with tqdm(
-                desc=f"reading {split} pictures", total=pictures.count, disable=not progress
+                desc=f"reading {split} pictures",
+                total=pictures.count,
+                unit=" images",
+                leave=False,
+                disable=not progress,
             ) as bar:
                 reading = batches.read_through(pictures, keep, bar.update)
         if reading.unreadable and config.strict:
