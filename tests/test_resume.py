@@ -43,6 +43,42 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory, pictures):
+    """The same pictures as a data set that tensorflow-datasets has prepared, in three files."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    data_dir = tmp_path_factory.mktemp("data")
+
+    class StoredPictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        name = "stored_pictures"
+        pkg_dir_path = data_dir
+
+        def _info(self):
+            names = sorted(path.name for path in (pictures / "train").iterdir())
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                "label": tfds.features.ClassLabel(names=names),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, download_manager):
+            folders = {"train": "train", "validation": "val"}
+            return {split: self._generate_examples(pictures / folders[split]) for split in folders}
+
+        def _generate_examples(self, folder):
+            for path in sorted(folder.glob("*/*.png")):
+                name = str(path.relative_to(folder))
+                yield name, {"image": path, "label": path.parent.name}
+
+    config = tfds.download.DownloadConfig(num_shards=3)
+    StoredPictures(data_dir=data_dir).download_and_prepare(download_config=config)
+    assert len(list(data_dir.rglob("*train*.tfrecord-*"))) == 3
+    return data_dir
+
+
 @pytest.fixture
 def start(pictures):
     """Starts a training process; what is still running at the end of the test is ended."""
@@ -119,10 +155,17 @@ def assert_same_state(workdir, expected, **tolerance):
             np.testing.assert_allclose(found[name], value, err_msg=name, **tolerance)
 
 
-@pytest.mark.parametrize("strategy", ["default", "mirrored"])
-def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(tmp_path, start, strategy):
-    options = ("--deterministic", "--strategy", strategy)
-    devices = 2 if strategy == "mirrored" else 1
+@pytest.mark.parametrize("case", ["default", "mirrored", "streamed"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(tmp_path, start, case, request):
+    options = ("--deterministic",)
+    devices = 2 if case == "mirrored" else 1
+    if case == "mirrored":
+        options += ("--strategy", "mirrored")
+    elif case == "streamed":
+        data_dir = request.getfixturevalue("stored")
+        # With no room to keep pictures, every epoch reads the files again.
+        options += ("--dataset", "stored_pictures", "--data-dir", data_dir, "--cache-gib", 0)
     whole = start(tmp_path / "whole", *options, devices=devices)
     killed = start(tmp_path / "killed", *options, devices=devices)
     # Nine checkpoints in all, one every two steps: anywhere but at the very end.

@@ -25,7 +25,7 @@ class Summaries:
 
     def write_epoch(self, step, row, model):
         """An epoch's row of metrics, and the filters that a person can read: the first layer's."""
-        self._write(step, "epoch", row)
+        self._write(step, "epoch", {name: row[name] for name in row if name != "epoch"})
         kernel = np.asarray(model.get_layer(model.feature_layers[0]).kernel)
         sheet = rendering.filter_sheet(kernel.transpose(3, 0, 1, 2))
         with self._writer.as_default(step=step):
