@@ -84,13 +84,13 @@ def start(pictures):
     """Starts a training process; what is still running at the end of the test is ended."""
     started = []
 
-    def start(workdir, *options, devices=1, environment=None):
+    def start(workdir, *options, devices=1, environment=None, prefix=()):
         arguments = [
             *("--preset", "zfnet-small", "--dataset", pictures, "--epochs", 3, "--batch-size", 8),
             *("--checkpoint-steps", 2, "--workdir", workdir, *options),
         ]
         process = subprocess.Popen(
-            [sys.executable, "-c", TRAIN, str(devices), *map(str, arguments)],
+            [*prefix, sys.executable, "-c", TRAIN, str(devices), *map(str, arguments)],
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -189,6 +189,22 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path, start):
     assert output.splitlines()[-1].endswith("The same command goes on from there.")
     (finished,) = finish(start(tmp_path))
     assert finished.startswith("epoch ")
+
+
+def test_a_read_only_directory_is_named_at_once(tmp_path, start):
+    (tmp_path / "config.toml").write_text("kept")
+    tmp_path.chmod(0o555)
+    # Permissions do not bind root, unless it gives up what sets it above them.
+    powers = "-dac_override,-dac_read_search"
+    prefix = ("setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}")
+    for workdir in (tmp_path, tmp_path / "run"):
+        process = start(workdir, prefix=() if os.geteuid() else prefix)
+        _, complaint = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert complaint.splitlines()[-1].startswith(f"Error: {workdir} ")
+    assert complaint.splitlines()[-1] == f"Error: {workdir} cannot be written: Permission denied."
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+    assert (tmp_path / "config.toml").read_text() == "kept"
 
 
 def free_ports(count):
