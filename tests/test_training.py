@@ -420,11 +420,12 @@ def test_a_full_disk_is_noticed_before_training(tmp_path, monkeypatch):
 
 def test_a_disk_that_fills_up_is_named(tmp_path, monkeypatch):
     def fail(*arguments):
-        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device\nmore")
+        message = "{{function_node x}} ckpt-1; No space left on device [Op:SaveV2]\nmore"
+        raise tf.errors.ResourceExhaustedError(None, None, message)
 
     monkeypatch.setattr(tf.train.CheckpointManager, "save", fail)
 
-    with pytest.raises(TrainingError, match="cannot be written: No space left on device.$"):
+    with pytest.raises(TrainingError, match="cannot be written: ckpt-1; No space left on device.$"):
         train(CONFIG, tmp_path)
 
 

@@ -23,6 +23,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -223,7 +224,8 @@ class RunDirectory:
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be written: {error.strerror}.") from error
         except tf.errors.OpError as error:
-            reason = error.message.splitlines()[0]
+            # TensorFlow puts the operation around the file and what became of it.
+            reason = re.sub(r"\{\{.*?\}\} | \[Op:.*?\]", "", error.message.splitlines()[0])
             raise TrainingError(f"{self.path} cannot be written: {reason}.") from error
 
     def _require_same(self, config, class_names):
