@@ -142,6 +142,14 @@ def test_tensorflow_datasets_in_colour_and_grey_are_loaded_by_name(prepared, nam
     assert examples[0][0].shape == (16, 16, 3)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+def test_imagenet_says_how_to_download_it(tmp_path):
+    """The real one of tensorflow-datasets, which must be importable to the last module."""
+    with pytest.raises(datasets.DatasetError, match="ILSVRC2012_img_train.tar") as raised:
+        datasets.load("imagenet2012", "train", 256, str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
 def test_shapes_need_no_files():
     loaded = datasets.load("shapes", "validation", 40)
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,8 +284,9 @@ def _load_tfds(name, split, resize_size, data_dir):
     try:
         builder.download_and_prepare()
     except Exception as error:
-        # Anything from a missing connection to a manual download that was not made.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        # Anything from a missing connection to a manual download that was not made, whose
+        # instructions are many lines.
+        reason = textwrap.shorten(str(error) or repr(error), 600)
         raise DatasetError(f"{name} could not be prepared: {reason}") from error
     candidates = ("train",) if split == "train" else ("validation", "test")
     chosen = next((part for part in candidates if part in builder.info.splits), None)
