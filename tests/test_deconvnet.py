@@ -7,7 +7,7 @@ import tensorflow as tf
 from conftest import random_model
 
 from reference import deconvnet as reference
-from zfkeras import ops, receptive_field
+from zfkeras import ops, receptive_field, windows
 from zfkeras.architecture import Contrast, Filtering, Pooling
 from zfkeras.architecture import Rectification as Rectified
 from zfkeras.deconvnet import Deconvnet
@@ -265,16 +265,21 @@ def test_calling_a_deconvnet_gives_the_same_as_its_methods(tiny_model, pictures)
 
 def test_a_layer_is_traced_once_for_any_number_of_pictures(tiny_model, pictures, monkeypatch):
     deconvnet, traced = Deconvnet(tiny_model), []
-    descend = deconvnet.descend
+    ascend, project = deconvnet.rectified_maps, windows.WindowedChain.project
     monkeypatch.setattr(
-        deconvnet, "descend", lambda *arguments: traced.append(1) or descend(*arguments)
+        deconvnet, "rectified_maps", lambda *arguments: traced.append("up") or ascend(*arguments)
+    )
+    monkeypatch.setattr(
+        windows.WindowedChain,
+        "project",
+        lambda *arguments: traced.append("down") or project(*arguments),
     )
 
     for count in (1, 2, 3):
         for top_k in (1, 4):
             deconvnet.project_strongest(pictures[:count], "conv3", top_k)
 
-    assert len(traced) == 1
+    assert traced == ["up", "down"]
 
 
 def test_numbers_can_be_saved(tmp_path, tiny_model, pictures):

@@ -30,6 +30,7 @@ STRATA = [
         "layers.unpooling",
         "layers.contrast",
         "layers.dropout",
+        "windows",
         "data.datasets",
         "training.optimizer",
         "training.summaries",

@@ -115,11 +115,13 @@ FILTERINGS = pytest.mark.parametrize(
 
 
 @FILTERINGS
+@pytest.mark.parametrize("channels", [2, 6], ids=["few", "many"])
 def test_transposed_filters_are_the_adjoint_of_filtering(
-    rng, kernel_size, strides, padding, groups
+    rng, kernel_size, strides, padding, groups, channels
 ):
-    maps = tf.constant(rng.normal(size=(2, 14, 17, 4)), tf.float32)
-    kernel = tf.constant(rng.normal(size=(kernel_size, kernel_size, 4 // groups, 6)), tf.float32)
+    maps = tf.constant(rng.normal(size=(2, 14, 17, channels)), tf.float32)
+    shape = (kernel_size, kernel_size, channels // groups, 6)
+    kernel = tf.constant(rng.normal(size=shape), tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(maps)
         filtered = ops.filter_maps(maps, kernel, tf.zeros(6), strides, padding)
@@ -129,6 +131,32 @@ def test_transposed_filters_are_the_adjoint_of_filtering(
 
     gradient = tape.gradient(filtered, maps, output_gradients=cotangent)
     np.testing.assert_allclose(transposed, gradient, atol=1e-4)
+
+
+@FILTERINGS
+def test_a_single_unit_lays_down_its_filter(rng, kernel_size, strides, padding, groups):
+    kernel = tf.constant(rng.normal(size=(kernel_size, kernel_size, 4 // groups, 6)), tf.float32)
+    feature_maps = tf.constant([4, 0, 3])
+
+    filters = ops.pick_filters(kernel, feature_maps, groups)
+
+    signal = tf.one_hot(feature_maps, 6)[:, None, None, :]
+    expected = ops.transpose_filters(signal, kernel, (kernel_size, kernel_size), groups=groups)
+    np.testing.assert_array_equal(filters, expected)
+
+
+@pytest.mark.parametrize(("size", "strides"), [(2, 2), (3, 2), (3, 1)])
+def test_unpooling_without_switches_is_unpooling(rng, size, strides):
+    # Whole numbers: many windows have several maxima, of which the first counts.
+    maps = tf.constant(rng.integers(0, 4, (2, 9, 9, 5)), tf.float32)
+    maps = maps[:, : 8 + size % 2, : 8 + size % 2]
+    pooled, switches = ops.max_pool_with_switches(maps, size, strides)
+    signal = tf.constant(rng.normal(size=pooled.shape), tf.float32)
+
+    unpooled = ops.unpool_to_maxima(signal, maps, pooled, size, strides)
+
+    expected = ops.max_unpool(signal, switches, maps.shape[1:3])
+    np.testing.assert_allclose(unpooled, expected, atol=1e-5)
 
 
 @FILTERINGS

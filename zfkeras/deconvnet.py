@@ -5,8 +5,10 @@ single unit is set to zero and taken down again, layer by layer: unpooled to whe
 point, rectified, filtered with the transposed filters, until it lies in pixel space. Biases and
 contrast normalization play no part on the way down.
 
-Cost: a forward pass with switches per picture and a descent over full maps per projection. Memory
-is bounded by `batch_size` projections and the pictures of one call.
+Cost: a plain forward pass per picture to find its strongest units, where they are not given; then
+each unit goes up and down within its receptive field alone (`zfkeras.windows`). Memory is bounded
+by `batch_size` pictures and projections at a time and by what is returned. Calling the model
+takes whole pictures all the way, which is slower, needs no windows and can be exported.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ import tensorflow as tf
 from zfkeras import ops, receptive_field
 from zfkeras.architecture import Architecture, Block
 from zfkeras.layers import ConvBlock, DeconvBlock
+from zfkeras.windows import WindowedChain
 
 START_VALUES = ("activation", "one")
 
@@ -112,6 +115,15 @@ class Deconvnet(keras.Model):
         """Names of the layers that can be projected, lowest first."""
         return tuple(block.name for block in self.conv_blocks)
 
+    def rectified_maps(self, inputs, layer):
+        """A plain forward pass: a layer's rectified maps, float32."""
+        maps = inputs
+        for block in self.conv_blocks[: self._depth(layer)]:
+            maps = block(maps)
+        top = self.conv_blocks[self._depth(layer)]
+        # Its switches are not used, so a graph never computes them.
+        return tf.cast(top(maps, emit_switches=True)["rectified"], tf.float32)
+
     def ascend(self, inputs, layer):
         """Forward pass up to a layer's rectified maps.
 
@@ -124,7 +136,6 @@ class Deconvnet(keras.Model):
             activations = block(maps, emit_switches=True)
             maps = activations["outputs"]
             switches.append(activations.get("switches"))
-        # The top block's own switches are not used, so a graph never computes them.
         top = self.conv_blocks[self._depth(layer)]
         rectified = top(maps, emit_switches=True)["rectified"]
         return tf.cast(rectified, tf.float32), switches
@@ -227,6 +238,59 @@ class Deconvnet(keras.Model):
         feature_maps, rows, columns = chosen
         return self._project(inputs, layer, owners, feature_maps, rows, columns, start, batch_size)
 
+    def project_in_windows(
+        self,
+        inputs,
+        layer,
+        pictures,
+        feature_maps,
+        rows,
+        columns,
+        start="activation",
+        batch_size=32,
+    ):
+        """Projects given units, however many of each picture, and gives only what they see.
+
+        Args:
+            inputs: Float array `(batch, height, width, 3)` as the model takes it.
+            layer: Name of the layer.
+            pictures, feature_maps, rows, columns: int arrays `(count,)`: whose unit, and which.
+            start, batch_size: As in `project_units`.
+
+        Returns:
+            `Projections` whose `projections` are `(count, size, size, 3)`, one receptive field
+            each: what lies within the projection's line of `windows`, zero outside the picture.
+        """
+        inputs = self._as_inputs(inputs)
+        if start not in START_VALUES:
+            raise ValueError(
+                f"`start` must be one of {', '.join(START_VALUES)}. Received: start={start!r}."
+            )
+        project, side = self._window_projector(layer, start)
+        pictures, feature_maps, rows, columns = (
+            np.asarray(part, np.int32) for part in (pictures, feature_maps, rows, columns)
+        )
+        units = np.stack([rows, columns, feature_maps], axis=1)
+        activations = np.empty(len(units), np.float32)
+        projections = np.empty((len(units), side, side, inputs.shape[-1]), np.float32)
+        for first in range(0, len(units), batch_size):
+            chunk = slice(first, first + batch_size)
+            # Only the pictures of this chunk travel to the device.
+            chosen, owners = np.unique(pictures[chunk], return_inverse=True)
+            found = project(inputs[chosen], owners.astype(np.int32), units[chunk])
+            activations[chunk], projections[chunk] = found
+        return Projections(
+            layer=layer,
+            pictures=pictures,
+            feature_maps=feature_maps,
+            rows=rows,
+            columns=columns,
+            activations=activations,
+            boxes=self._spans(receptive_field.boxes, layer, rows, columns).numpy(),
+            windows=self._spans(receptive_field.windows, layer, rows, columns).numpy(),
+            projections=projections,
+        )
+
     def project_feature_maps(self, inputs, layer, feature_maps, start="activation", batch_size=32):
         """Projects the strongest unit of given feature maps.
 
@@ -279,59 +343,57 @@ class Deconvnet(keras.Model):
         return cls(**{**config, "model": model})
 
     def _project(self, inputs, layer, owners, feature_maps, rows, columns, start, batch_size):
-        if start not in START_VALUES:
-            raise ValueError(
-                f"`start` must be one of {', '.join(START_VALUES)}. Received: start={start!r}."
+        if rows is None:
+            feature_maps, rows, columns = self._find_strongest(
+                inputs, layer, owners, feature_maps, batch_size
             )
-        ascend, project = self._traced(layer)
-        parts = []
-        for first in range(0, len(inputs), batch_size):
-            maps, switches = ascend(tf.constant(inputs[first : first + batch_size]))
-            own = np.flatnonzero((owners >= first) & (owners < first + batch_size))
-            for chunk in (own[i : i + batch_size] for i in range(0, len(own), batch_size)):
-                pictures = tf.constant(owners[chunk] - first)
-                if rows is None:
-                    units = strongest_units(maps, pictures, tf.constant(feature_maps[chunk]))
-                else:
-                    units = [tf.constant(part[chunk]) for part in (feature_maps, rows, columns)]
-                units = tf.stack([units[1], units[2], units[0]], axis=1)
-                activations = tf.gather_nd(maps, tf.concat([pictures[:, None], units], axis=1))
-                starts = tf.ones_like(activations) if start == "one" else activations
-                projections = project(maps, switches, pictures, units, starts)
-                parts.append((units.numpy(), activations.numpy(), projections.numpy()))
-        units, activations, projections = map(np.concatenate, zip(*parts, strict=True))
-        rows, columns, feature_maps = units.T
-        return Projections(
-            layer=layer,
-            pictures=owners,
-            feature_maps=feature_maps,
-            rows=rows,
-            columns=columns,
-            activations=activations,
-            boxes=self._spans(receptive_field.boxes, layer, rows, columns).numpy(),
-            windows=self._spans(receptive_field.windows, layer, rows, columns).numpy(),
-            projections=projections,
+        found = self.project_in_windows(
+            inputs, layer, owners, feature_maps, rows, columns, start, batch_size
         )
+        return dataclasses.replace(found, projections=_pasted(found, inputs.shape[1:]))
 
-    def _traced(self, layer):
-        """`ascend` and `project_positions` of a layer as graphs, for any number of pictures."""
-        if layer not in self._traces:
-            inputs = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
-            ascend = tf.function(
-                lambda inputs: self.ascend(inputs, layer), [inputs], autograph=False
-            ).get_concrete_function()
-            maps, switches = ascend.structured_outputs
-            project = tf.function(
-                lambda *arguments: self.project_positions(*arguments, layer), autograph=False
-            ).get_concrete_function(
-                maps,
-                switches,
+    def _find_strongest(self, inputs, layer, owners, feature_maps, batch_size):
+        if ("strongest", layer) not in self._traces:
+
+            def find(inputs, owners, feature_maps):
+                return tf.stack(
+                    strongest_units(self.rectified_maps(inputs, layer), owners, feature_maps)
+                )
+
+            several = tf.TensorSpec((None,), tf.int32)
+            self._traces["strongest", layer] = tf.function(
+                find, (self._inputs_spec(), several, several), autograph=False
+            )
+        find, found = self._traces["strongest", layer], np.empty((3, len(owners)), np.int32)
+        for first in range(0, len(inputs), batch_size):
+            own = np.flatnonzero((owners >= first) & (owners < first + batch_size))
+            if len(own):
+                batch = inputs[first : first + batch_size]
+                found[:, own] = find(batch, owners[own] - first, feature_maps[own])
+        return found
+
+    def _window_projector(self, layer, start):
+        """A function of inputs, owners and units, and the side of its windows."""
+        if (start, layer) not in self._traces:
+            blocks = self.conv_blocks[: self._depth(layer) + 1]
+            chain = WindowedChain(blocks, self.geometry, self.overlap)
+
+            def project(inputs, owners, units):
+                starts = None if start == "activation" else tf.ones_like(owners, tf.float32)
+                windows = chain.cut(inputs, owners, units[:, 0], units[:, 1])
+                return chain.project(windows, units, starts)
+
+            signature = (
+                self._inputs_spec(),
                 tf.TensorSpec((None,), tf.int32),
                 tf.TensorSpec((None, 3), tf.int32),
-                tf.TensorSpec((None,), tf.float32),
             )
-            self._traces[layer] = ascend, project
-        return self._traces[layer]
+            traced = tf.function(project, signature, autograph=False)
+            self._traces[start, layer] = traced, chain.window_size
+        return self._traces[start, layer]
+
+    def _inputs_spec(self):
+        return tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
 
     def _spans(self, geometry, layer, rows, columns):
         row_spans, column_spans = (
@@ -390,6 +452,17 @@ def strongest_units(maps, owners, feature_maps):
     strongest = tf.argmax(flat, axis=1, output_type=tf.int32)
     positions = tf.gather_nd(strongest, tf.stack([owners, feature_maps], axis=1))
     return feature_maps, positions // width, positions % width
+
+
+def _pasted(found, shape):
+    """Projections in windows, each put where it belongs in a picture of zeros."""
+    pasted = np.zeros((len(found), *shape), np.float32)
+    for whole, part, (top, left, bottom, right) in zip(
+        pasted, found.projections, found.windows, strict=True
+    ):
+        inside = part[max(-top, 0) : shape[0] - top, max(-left, 0) : shape[1] - left]
+        whole[max(top, 0) : bottom, max(left, 0) : right] = inside
+    return pasted
 
 
 def _require_range(name, values, low, high, layer):

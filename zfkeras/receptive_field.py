@@ -5,6 +5,7 @@ right exclusive. A unit's *window* is the full square that its filters span, whi
 the picture; its *box* is the part of the picture that can change the unit.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,31 @@ class ReceptiveField:
 def receptive_fields(architecture):
     """`{block name: ReceptiveField}` of each block's rectified maps, before they are pooled."""
     return {name: _compose(stages) for name, stages in _stages_below(architecture)}
+
+
+@dataclass(frozen=True)
+class Level(ReceptiveField):
+    """What a unit sees of one map on the way down, in units of that map.
+
+    Attributes:
+        extent: `(height, width)` of the map.
+    """
+
+    extent: tuple[int, int]
+
+
+def levels(architecture, layer):
+    """What a layer's units see, on every map below them.
+
+    Returns:
+        `Level`s: of the picture, after the first stage, and so on up to the layer's rectified maps.
+    """
+    stages = dict(_stages_below(architecture))[layer]
+    extents = Block(layer, stages).map_sizes(architecture.input_size)
+    return [
+        Level(*dataclasses.astuple(_compose(stages[below:])), extent)
+        for below, extent in enumerate(extents)
+    ]
 
 
 def windows(architecture, layer):
