@@ -46,6 +46,40 @@ def forward(precision):
     return BATCH / seconds_per_call(lambda: infer().numpy())
 
 
+def projections(found):
+    """Projections a second of each layer: 18 pictures, of picture i the strongest unit of map i.
+
+    Args:
+        found: Whether the units are known beforehand, as they are once a data set was scanned.
+    """
+    import numpy as np
+
+    from zfkeras.architecture import ZFNET
+    from zfkeras.deconvnet import Deconvnet
+    from zfkeras.models import ZFNet
+
+    model = ZFNet(ZFNET, 1000, initialization="he")
+    deconvnet, count = Deconvnet(model), 18
+    inputs = np.random.default_rng(0).normal(size=(count, 224, 224, 3)).astype(np.float32)
+    rates = {}
+    for layer in deconvnet.feature_layers:
+        feature_maps = np.arange(count)
+        units = deconvnet.project_feature_maps(inputs, layer, feature_maps)
+
+        def project(layer=layer, units=units):
+            if not found:
+                return deconvnet.project_feature_maps(inputs, layer, units.feature_maps)
+            return deconvnet.project_in_windows(
+                inputs, layer, units.pictures, units.feature_maps, units.rows, units.columns
+            )
+
+        rates[layer] = count / seconds_per_call(project)
+    maps = model.architecture.feature_map_counts()
+    # Nine exemplars of every feature map.
+    figure2 = sum(9 * maps[layer] / rate for layer, rate in rates.items())
+    return {**rates, "figure2_seconds": figure2}
+
+
 def make_step(config, strategy, classes):
     """The training loop's own update, and the side of the squares that it takes."""
     import tensorflow as tf
@@ -248,6 +282,8 @@ KEYS = {
     "forward_images_per_second_bfloat16": lambda: forward("mixed_bfloat16"),
     "train_images_per_second": lambda: train("float32"),
     "train_images_per_second_bfloat16": lambda: train("mixed_bfloat16"),
+    "projections_per_second": lambda: projections(found=False),
+    "projections_per_second_of_known_units": lambda: projections(found=True),
     "pipeline_images_per_second_per_core": pipeline,
     "train_from_jpegs_images_per_second": lambda: train_from_jpegs(False, "float32"),
     "train_from_jpegs_images_per_second_bfloat16": lambda: train_from_jpegs(
@@ -292,7 +328,9 @@ def benchmark(only, json_file, one):
             check=True,
         ).stdout
         figures[key] = json.loads(printed.splitlines()[-1])
-        click.echo(f"{key:50} {figures[key]:10.1f}")
+        parts = figures[key] if isinstance(figures[key], dict) else {"": figures[key]}
+        for name, figure in parts.items():
+            click.echo(f"{f'{key} {name}':55} {figure:10.1f}")
     if json_file:
         from zfkeras.writing import replacing
 
