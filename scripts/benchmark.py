@@ -6,6 +6,7 @@ is ZFNet as in Figure 3, 1000 classes, random weights, unless a key says otherwi
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import click
 
 BATCH = 32
 REPEATS = 5
+SCANNED = 20  # Batches.
 JPEG_SIZE = (375, 500)  # ImageNet's most frequent.
 JPEG_COUNT = 256
 
@@ -78,6 +80,39 @@ def projections(found):
     # Nine exemplars of every feature map.
     figure2 = sum(9 * maps[layer] / rate for layer, rate in rates.items())
     return {**rates, "figure2_seconds": figure2}
+
+
+def scan():
+    """Pictures a second of a search for exemplars in all five layers, and of a forward pass."""
+    import numpy as np
+    import tensorflow as tf
+
+    from zfkeras.architecture import ZFNET
+    from zfkeras.deconvnet import Deconvnet
+    from zfkeras.exemplars import Scan
+    from zfkeras.models import ZFNet
+
+    model, rng = ZFNet(ZFNET, 1000, initialization="he"), np.random.default_rng(0)
+    deconvnet = Deconvnet(model)
+    batches = [
+        tf.constant(rng.normal(size=(BATCH, 224, 224, 3)), tf.float32) for _ in range(SCANNED)
+    ]
+
+    def search():
+        scanning = Scan(deconvnet)
+        for index, batch in enumerate(batches):
+            scanning.update(batch, tf.range(BATCH, dtype=tf.int64) + index * BATCH)
+
+    infer = tf.function(lambda inputs: model(inputs, training=False), autograph=False)
+
+    def forward():
+        for batch in batches:
+            infer(batch).numpy()
+
+    rates = {"forward": forward, "scan": search}
+    rates = {name: BATCH * SCANNED / seconds_per_call(call) for name, call in rates.items()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {**rates, "peak_gib": peak}
 
 
 def make_step(config, strategy, classes):
@@ -284,6 +319,7 @@ KEYS = {
     "train_images_per_second_bfloat16": lambda: train("mixed_bfloat16"),
     "projections_per_second": lambda: projections(found=False),
     "projections_per_second_of_known_units": lambda: projections(found=True),
+    "scan_images_per_second": scan,
     "pipeline_images_per_second_per_core": pipeline,
     "train_from_jpegs_images_per_second": lambda: train_from_jpegs(False, "float32"),
     "train_from_jpegs_images_per_second_bfloat16": lambda: train_from_jpegs(

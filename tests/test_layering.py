@@ -40,7 +40,7 @@ STRATA = [
     ["layers", "training.evaluation"],
     ["models"],
     ["deconvnet", "training.run"],
-    ["training.loop", "export"],
+    ["training.loop", "export", "exemplars"],
     ["demo"],
     ["cli.errors", "cli.options", "cli.startup"],
     ["cli.project", "cli.demo", "cli.evaluate", "cli.train"],

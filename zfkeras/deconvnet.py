@@ -115,14 +115,21 @@ class Deconvnet(keras.Model):
         """Names of the layers that can be projected, lowest first."""
         return tuple(block.name for block in self.conv_blocks)
 
-    def rectified_maps(self, inputs, layer):
-        """A plain forward pass: a layer's rectified maps, float32."""
-        maps = inputs
-        for block in self.conv_blocks[: self._depth(layer)]:
-            maps = block(maps)
-        top = self.conv_blocks[self._depth(layer)]
-        # Its switches are not used, so a graph never computes them.
-        return tf.cast(top(maps, emit_switches=True)["rectified"], tf.float32)
+    def feature_map_counts(self):
+        """`{layer: number of feature maps}`, lowest first."""
+        return {layer: self._channels(self._depth(layer)) for layer in self.feature_layers}
+
+    def rectified_maps(self, inputs, layers):
+        """The rectified maps of several layers in one plain forward pass: `{layer: float32}`."""
+        highest = max(map(self._depth, layers))
+        maps, rectified = inputs, {}
+        for depth, block in enumerate(self.conv_blocks[: highest + 1]):
+            own = block.rectify(maps)
+            if block.name in layers:
+                rectified[block.name] = tf.cast(own, tf.float32)
+            if depth < highest:
+                maps = block.finish(own)
+        return rectified
 
     def ascend(self, inputs, layer):
         """Forward pass up to a layer's rectified maps.
@@ -356,9 +363,8 @@ class Deconvnet(keras.Model):
         if ("strongest", layer) not in self._traces:
 
             def find(inputs, owners, feature_maps):
-                return tf.stack(
-                    strongest_units(self.rectified_maps(inputs, layer), owners, feature_maps)
-                )
+                maps = self.rectified_maps(inputs, [layer])[layer]
+                return tf.stack(strongest_units(maps, owners, feature_maps))
 
             several = tf.TensorSpec((None,), tf.int32)
             self._traces["strongest", layer] = tf.function(

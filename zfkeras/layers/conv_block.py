@@ -109,16 +109,36 @@ class ConvBlock(keras.layers.Layer):
         self.built = True
 
     def call(self, maps, emit_switches=False):
-        rectified = self._rectify(self._filter(maps))
+        rectified = self.rectify(maps)
+        if not emit_switches:
+            return self.finish(rectified)
         outputs, activations = rectified, {"rectified": rectified}
         for stage in self.stages:
             if isinstance(stage, Contrast):
                 outputs = self.contrast(outputs)
-            elif isinstance(stage, Pooling) and emit_switches:
-                outputs, activations["switches"] = self.pooling(outputs)
             elif isinstance(stage, Pooling):
-                outputs = ops.max_pool(outputs, stage.size, stage.strides)
-        return {"outputs": outputs, **activations} if emit_switches else outputs
+                outputs, activations["switches"] = self.pooling(outputs)
+        return {"outputs": outputs, **activations}
+
+    def rectify(self, maps):
+        """Filters and rectifies: the block's maps before pooling and contrast normalization."""
+        maps = keras.ops.cast(maps, self.compute_dtype)
+        if self.filtering:
+            kernel = keras.ops.cast(self.kernel, self.compute_dtype)
+            bias = keras.ops.cast(self.bias, self.compute_dtype)
+            strides, padding = self.filtering.strides, self.filtering.padding
+            maps = ops.filter_maps(maps, kernel, bias, strides, padding)
+        return keras.ops.relu(maps) if self.rectification else maps
+
+    def finish(self, rectified):
+        """Pools and normalizes what `rectify` gave, without switches."""
+        maps = rectified
+        for stage in self.stages:
+            if isinstance(stage, Contrast):
+                maps = self.contrast(maps)
+            elif isinstance(stage, Pooling):
+                maps = ops.max_pool(maps, stage.size, stage.strides)
+        return maps
 
     def compute_output_shape(self, maps_shape):
         channels = self.filtering.maps if self.filtering else maps_shape[-1]
@@ -143,17 +163,6 @@ class ConvBlock(keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
         }
-
-    def _filter(self, maps):
-        if not self.filtering:
-            return maps
-        kernel = keras.ops.cast(self.kernel, self.compute_dtype)
-        bias = keras.ops.cast(self.bias, self.compute_dtype)
-        strides, padding = self.filtering.strides, self.filtering.padding
-        return ops.filter_maps(maps, kernel, bias, strides, padding)
-
-    def _rectify(self, maps):
-        return keras.ops.relu(maps) if self.rectification else maps
 
     def _require_order(self):
         kinds = [type(stage) for stage in self.stages]
