@@ -121,7 +121,7 @@ class Scan:
             """Per layer the units `(map, picture, row, column)` worth a look, and their values."""
             maps = deconvnet.rectified_maps(inputs, layers)
             return {
-                layer: _candidates(maps[layer], numbers, weakest[layer], repeats)
+                layer: _candidates(maps[layer], numbers, weakest[layer], top_k, repeats)
                 for layer in layers
             }
 
@@ -157,23 +157,28 @@ class Scan:
                 )
 
 
-def _candidates(maps, numbers, weakest, repeats):
+def _candidates(maps, numbers, weakest, top_k, repeats):
     """Units of pictures that may be among the exemplars.
 
     Args:
         maps: float32 `(batch, height, width, channels)`.
         numbers: int64 `(batch,)`.
         weakest: float32 `(channels,)`, the weakest exemplar so far.
-        repeats: How many units of a picture may be exemplars of one map.
+        top_k: How many exemplars there are of each map.
+        repeats: How many of them may be units of one picture.
 
     Returns:
         int64 `(count, 4)`: feature map, number of the picture, row, column; float32 `(count,)`.
     """
     height, width, channels = maps.shape[1:]
-    strongest = tf.reduce_max(maps, axis=(1, 2))
-    # An equal one may belong to an earlier picture. What does not fire is nobody's exemplar.
-    worth = (strongest >= weakest) & (strongest > 0) & (numbers >= 0)[:, None]
-    chosen = tf.where(worth)
+    # What does not fire is nobody's exemplar, and padding fires nowhere.
+    strongest = tf.where(numbers[:, None] >= 0, tf.reduce_max(maps, axis=(1, 2)), 0.0)
+    best = tf.math.top_k(tf.transpose(strongest), tf.minimum(top_k, tf.shape(maps)[0])).values
+    # A full batch rules out most of its own pictures, which bounds what follows.
+    enough = tf.shape(maps)[0] >= top_k
+    weakest = tf.where(enough, tf.maximum(weakest, best[:, -1]), weakest)
+    # An equal one may belong to an earlier picture.
+    chosen = tf.where((strongest >= weakest) & (strongest > 0))
     # Only of these maps is it asked where: fewer and fewer as the scan goes on.
     places = (
         chosen[:, :1] * (height * width) + tf.range(height * width, dtype=tf.int64)
