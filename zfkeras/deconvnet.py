@@ -119,6 +119,10 @@ class Deconvnet(keras.Model):
         """`{layer: number of feature maps}`, lowest first."""
         return {layer: self._channels(self._depth(layer)) for layer in self.feature_layers}
 
+    def window_size(self, layer):
+        """Side of what a unit of a layer sees, in pixels."""
+        return receptive_field.receptive_fields(self.geometry)[layer].size
+
     def rectified_maps(self, inputs, layers):
         """The rectified maps of several layers in one plain forward pass: `{layer: float32}`."""
         highest = max(map(self._depth, layers))

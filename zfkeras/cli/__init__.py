@@ -10,6 +10,7 @@ from zfkeras import __version__
 from zfkeras.cli.demo import demo
 from zfkeras.cli.evaluate import evaluate
 from zfkeras.cli.export import export_run
+from zfkeras.cli.gallery import gallery
 from zfkeras.cli.project import project
 from zfkeras.cli.train import train
 
@@ -22,5 +23,5 @@ def cli():
     """See what convolutional networks learn (Zeiler & Fergus, 2014)."""
 
 
-for command in (project, demo, evaluate, export_run):
+for command in (project, demo, gallery, evaluate, export_run):
     cli.add_command(command)

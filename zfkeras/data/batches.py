@@ -66,7 +66,7 @@ def training_batches(pictures, batch_size, seed, epoch, first_step=0, share=WHOL
         draws = tf.random.stateless_uniform((DRAWS,), tf.stack([order, position]))
         return image, label, weight, draws
 
-    return _batches(pictures, batch_size, order, first_step, share, with_draws)
+    return _batches(pictures, batch_size, order, first_step * batch_size, share, with_draws)
 
 
 def evaluation_batches(pictures, batch_size, share=WHOLE):
@@ -83,13 +83,33 @@ def evaluation_batches(pictures, batch_size, share=WHOLE):
     )
 
 
-def _batches(pictures, batch_size, order, first_step, share, finish):
+def numbered_batches(pictures, batch_size, first=0, share=WHOLE):
+    """Every picture from one on and its number, but for those that cannot be read.
+
+    Args:
+        pictures, batch_size, share: As in `training_batches`.
+        first: Number of the first picture, as stored.
+
+    Returns:
+        Dataset of `(images, numbers)`, as there and int64 `(part,)`; then padding without end,
+        which has the number -1.
+    """
+
+    def with_number(position, image, label, weight):
+        return image, tf.where(weight > 0, position, -1)
+
+    return _batches(
+        pictures, batch_size, None, first, share, with_number, leave_out_unreadable=True
+    )
+
+
+def _batches(pictures, batch_size, order, first, share, finish, leave_out_unreadable=False):
     records = pictures.records(order)
     padding = tf.nest.map_structure(
         lambda spec: tf.zeros(spec.shape, spec.dtype), records.element_spec
     )
     records = records.concatenate(tf.data.Dataset.from_tensors(padding).repeat())
-    numbered = records.enumerate().skip(first_step * batch_size)
+    numbered = records.enumerate().skip(first)
     part = batch_size // share.workers
     if share.workers > 1:
         numbered = numbered.batch(part).shard(share.workers, share.worker).unbatch()
@@ -103,10 +123,33 @@ def _batches(pictures, batch_size, order, first_step, share, finish):
         )
         return finish(position, image, label, tf.cast(real, tf.float32))
 
-    batches = numbered.map(read, num_parallel_calls=os.cpu_count()).batch(
-        part // share.replicas, drop_remainder=True
-    )
+    examples = numbered.map(read, num_parallel_calls=os.cpu_count())
+    if leave_out_unreadable:
+        examples = examples.ignore_errors()
+    batches = examples.batch(part // share.replicas, drop_remainder=True)
     return without_autotuning(batches.prefetch(2 * share.replicas))
+
+
+def chosen_batches(pictures, numbers, batch_size):
+    """Some pictures and their numbers, in the order that they are stored in.
+
+    Args:
+        pictures, batch_size: As in `training_batches`.
+        numbers: int array, which pictures.
+
+    Returns:
+        Dataset of `(images, numbers)`, uint8 and int64; the last batch may be smaller.
+    """
+    wanted = np.zeros(pictures.count, bool)
+    wanted[numbers] = True
+    wanted = tf.constant(wanted)
+    # Records that nobody wants are passed over unread.
+    records = pictures.records().enumerate().filter(lambda number, record: wanted[number])
+    examples = records.map(
+        lambda number, record: (pictures.read(record[0]), number),
+        num_parallel_calls=os.cpu_count(),
+    )
+    return without_autotuning(examples.batch(batch_size).prefetch(1))
 
 
 @dataclass(frozen=True)

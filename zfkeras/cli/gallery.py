@@ -1,0 +1,103 @@
+"""`zfkeras gallery`: what every feature map of a network looks for."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from zfkeras.choices import STRATEGIES
+from zfkeras.cli.errors import OneLineCommand, one_line_errors
+from zfkeras.cli.startup import import_tensorflow
+
+
+def _numbers(context, parameter, value):
+    if value is None:
+        return None
+    try:
+        return [int(number) for number in value.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"Expected numbers such as 0,7,12. Received: {value}.") from error
+
+
+@click.command(cls=OneLineCommand)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--dataset",
+    required=True,
+    help="Folder with val/<class>/, tensorflow-datasets name, or 'shapes'.",
+)
+@click.option("--data-dir", help="Where tensorflow-datasets keeps its data sets.")
+@click.option("--split", default="validation", show_default=True, help="validation or train.")
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the gallery; a second start with the same one goes on.",
+)
+@click.option("--layers", metavar="NAME,NAME,...", help="Only these layers.  [all]")
+@click.option("--top", type=click.IntRange(1), default=9, show_default=True, help="Of each map.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many of them may be of one picture.",
+)
+@click.option(
+    "--maps", metavar="N,N,...", callback=_numbers, help="Only these feature maps.  [all]"
+)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option(
+    "--strategy",
+    type=click.Choice([name for name in STRATEGIES if name != "multi_worker_mirrored"]),
+    default="default",
+    show_default=True,
+)
+@one_line_errors
+def gallery(
+    model, dataset, data_dir, split, output, layers, top, repeats, maps, batch_size, strategy
+):
+    """Show what every feature map of MODEL looks for: Figure 2 of a whole network.
+
+    MODEL is a training run or an exported model.
+
+    \b
+    Example:
+        zfkeras gallery exported/zfnet-imagenette --dataset shapes --output gallery
+    """
+    import_tensorflow()
+    from tqdm import tqdm
+
+    from zfkeras import export
+    from zfkeras import gallery as galleries
+    from zfkeras.data import datasets
+
+    trained = export.load_trained(model)
+    pictures = datasets.load(dataset, split, len(trained.mean_image), data_dir)
+    bars = {}
+
+    def show(stage, done, total):
+        if stage not in bars:
+            bars[stage] = tqdm(desc=stage, total=total, disable=not sys.stderr.isatty())
+        bars[stage].update(done - bars[stage].n)
+
+    made = galleries.make(
+        trained,
+        pictures,
+        output,
+        layers and [layer.strip() for layer in layers.split(",")],
+        top,
+        repeats,
+        maps,
+        batch_size,
+        strategy,
+        show,
+    )
+    for bar in bars.values():
+        bar.close()
+    if made["unreadable"]:
+        click.echo(
+            f"{len(made['unreadable'])} pictures cannot be read and were left out; "
+            f"they are listed in {output / galleries.SETTINGS}."
+        )
+    click.echo(f"Wrote {output / 'index.html'}")
