@@ -168,7 +168,8 @@ def save(image, path):
     """
     require_image_path(path)
     with replacing(path) as beside:
-        Image.fromarray(image).save(beside)
+        # PNG's default level takes three to five times as long, for files a seventh smaller.
+        Image.fromarray(image).save(beside, compress_level=1)
 
 
 def outline(image, box, colour=(230, 60, 40), thickness=1):
