@@ -8,7 +8,18 @@ import tensorflow as tf
 from conftest import random_model
 
 from zfkeras import ops, receptive_field
-from zfkeras.architecture import ALEXNET, ZFNET, ZFNET_SMALL, Dense
+from zfkeras.architecture import (
+    ALEXNET,
+    ZFNET,
+    ZFNET_SMALL,
+    Architecture,
+    Block,
+    Contrast,
+    Dense,
+    Filtering,
+    Pooling,
+    Rectification,
+)
 from zfkeras.deconvnet import Deconvnet
 
 
@@ -20,8 +31,21 @@ def headless(architecture):
     )
 
 
+UNFILTERED = Architecture(
+    "unfiltered",
+    (150, 165),
+    (
+        Block("conv1", (Filtering(12, 5, 2, 1), Rectification(), Pooling(3, 2))),
+        Block("conv2", (Rectification(),)),
+        Block("conv3", (Pooling(2, 2), Contrast(alpha=0.1))),
+        Block("conv4", (Filtering(10, 3, 1, 2), Rectification())),
+        Block("conv5", (Rectification(), Contrast(alpha=0.1))),
+    ),
+    (),
+)
 NETWORKS = {
-    network.name: random_model(headless(network)) for network in (ZFNET, ALEXNET, ZFNET_SMALL)
+    network.name: random_model(headless(network))
+    for network in (ZFNET, ALEXNET, ZFNET_SMALL, UNFILTERED)
 }
 
 

@@ -106,14 +106,14 @@ class WindowedChain:
                 case Rectification():
                     signal = tf.nn.relu(signal)
                 case Pooling():
+                    if alone:
+                        signal, alone = _on_its_map(signal, feature_maps, channels), False
                     signal = self._unpool(signal, *pooled[level], stage)
                 case Contrast():
                     continue
             if not alone:
                 signal = self._keep_inside(signal, level, places, 0.0)
-        if alone:
-            signal = (signal[:, None] * tf.one_hot(feature_maps, channels))[:, None, None, :]
-        return signal
+        return _on_its_map(signal, feature_maps, channels) if alone else signal
 
     def _unpool(self, signal, maps, pooled, stage):
         maps, pooled = tf.cast(maps, tf.float32), tf.cast(pooled, tf.float32)
@@ -144,3 +144,8 @@ class WindowedChain:
         return [
             place[:, None] * field.jump + field.offset + tf.range(field.size) for place in places
         ]
+
+
+def _on_its_map(signal, feature_maps, channels):
+    """Single units as maps of 1 x 1, every other map being silent."""
+    return (signal[:, None] * tf.one_hot(feature_maps, channels))[:, None, None, :]
