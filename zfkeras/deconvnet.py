@@ -288,7 +288,11 @@ class Deconvnet(keras.Model):
             chunk = slice(first, first + batch_size)
             # Only the pictures of this chunk travel to the device.
             chosen, owners = np.unique(pictures[chunk], return_inverse=True)
-            found = project(inputs[chosen], owners.astype(np.int32), units[chunk])
+            found = project(
+                tf.constant(inputs[chosen]),
+                tf.constant(owners, tf.int32),
+                tf.constant(units[chunk]),
+            )
             activations[chunk], projections[chunk] = found
         return Projections(
             layer=layer,
@@ -373,13 +377,14 @@ class Deconvnet(keras.Model):
             several = tf.TensorSpec((None,), tf.int32)
             self._traces["strongest", layer] = tf.function(
                 find, (self._inputs_spec(), several, several), autograph=False
-            )
+            ).get_concrete_function()
         find, found = self._traces["strongest", layer], np.empty((3, len(owners)), np.int32)
         for first in range(0, len(inputs), batch_size):
             own = np.flatnonzero((owners >= first) & (owners < first + batch_size))
             if len(own):
-                batch = inputs[first : first + batch_size]
-                found[:, own] = find(batch, owners[own] - first, feature_maps[own])
+                batch = tf.constant(inputs[first : first + batch_size])
+                whose = tf.constant(owners[own] - first)
+                found[:, own] = find(batch, whose, tf.constant(feature_maps[own]))
         return found
 
     def _window_projector(self, layer, start):
@@ -398,7 +403,8 @@ class Deconvnet(keras.Model):
                 tf.TensorSpec((None,), tf.int32),
                 tf.TensorSpec((None, 3), tf.int32),
             )
-            traced = tf.function(project, signature, autograph=False)
+            # Concrete, lest TensorFlow warns of one more network as of one more trace of the same.
+            traced = tf.function(project, signature, autograph=False).get_concrete_function()
             self._traces[start, layer] = traced, chain.window_size
         return self._traces[start, layer]
 

@@ -91,7 +91,8 @@ def make(
         output: Folder of the gallery, made if missing.
         layers: Names of layers; all if None.
         top_k, repeats: As in `zfkeras.exemplars.Scan`.
-        feature_maps: Which feature maps of every layer to project; all if None.
+        feature_maps: Which feature maps of every layer to project, or a dictionary that says so of
+            each layer; all if None.
         batch_size: Pictures, or projections, at a time.
         strategy: `"default"` or `"mirrored"`, see `zfkeras.training.strategy`.
         on_progress: Called with what is being done, how much of it is done, and how much there is.
@@ -107,7 +108,11 @@ def make(
     layers = deconvnet.feature_layers if layers is None else tuple(layers)
     scan = Scan(deconvnet, layers, top_k, repeats, make_strategy(strategy))
     counts = deconvnet.feature_map_counts()
-    chosen = {layer: _chosen_maps(feature_maps, layer, counts[layer]) for layer in layers}
+    by_layer = feature_maps if isinstance(feature_maps, dict) else {}
+    chosen = {
+        layer: _chosen_maps(by_layer.get(layer, feature_maps), layer, counts[layer])
+        for layer in layers
+    }
     settings = {
         "weights": _fingerprint(trained.model),
         "dataset": pictures.source,
@@ -115,7 +120,7 @@ def make(
         "layers": list(layers),
         "top_k": top_k,
         "repeats": repeats,
-        "feature_maps": None if feature_maps is None else sorted(map(int, feature_maps)),
+        "feature_maps": {layer: maps.tolist() for layer, maps in chosen.items()},
     }
     findings = _claim(output, settings)
     if "unreadable" not in findings:

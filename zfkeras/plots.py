@@ -39,6 +39,30 @@ def confusion(counts, class_names):
     return figure
 
 
+def evolution(sheet, title, row_names, column_names):
+    """Figure 4: a contact sheet with a name beside every row and above every column.
+
+    Args:
+        sheet: uint8 `(height, width, 3)` of equal rows and equal columns.
+        title: What the rows are.
+        row_names, column_names: One for each row and column.
+
+    Returns:
+        A matplotlib `Figure` in which every pixel of the sheet is about one pixel.
+    """
+    height, width = sheet.shape[:2]
+    figure = Figure((width / 120 + 1.2, height / 120 + 0.9), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(sheet, interpolation="none")
+    axes.set(xlabel="epoch", ylabel=title)
+    for axis, names, extent in ((axes.xaxis, column_names, width), (axes.yaxis, row_names, height)):
+        axis.set_ticks((np.arange(len(names)) + 0.5) * extent / len(names), names)
+    axes.xaxis.set_label_position("top")
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
 def save(figure, path):
     """Writes a figure; the suffix of `path` decides the format."""
     with replacing(path) as beside:

@@ -9,6 +9,7 @@ import click
 from zfkeras import __version__
 from zfkeras.cli.demo import demo
 from zfkeras.cli.evaluate import evaluate
+from zfkeras.cli.evolution import evolution
 from zfkeras.cli.export import export_run
 from zfkeras.cli.gallery import gallery
 from zfkeras.cli.project import project
@@ -23,5 +24,5 @@ def cli():
     """See what convolutional networks learn (Zeiler & Fergus, 2014)."""
 
 
-for command in (project, demo, gallery, evaluate, export_run):
+for command in (project, demo, gallery, evolution, evaluate, export_run):
     cli.add_command(command)

@@ -1,22 +1,14 @@
 """`zfkeras gallery`: what every feature map of a network looks for."""
 
-import sys
 from pathlib import Path
 
 import click
 
 from zfkeras.choices import STRATEGIES
 from zfkeras.cli.errors import OneLineCommand, one_line_errors
+from zfkeras.cli.options import numbers
+from zfkeras.cli.progress import Stages
 from zfkeras.cli.startup import import_tensorflow
-
-
-def _numbers(context, parameter, value):
-    if value is None:
-        return None
-    try:
-        return [int(number) for number in value.split(",")]
-    except ValueError as error:
-        raise click.BadParameter(f"Expected numbers such as 0,7,12. Received: {value}.") from error
 
 
 @click.command(cls=OneLineCommand)
@@ -43,9 +35,7 @@ def _numbers(context, parameter, value):
     show_default=True,
     help="How many of them may be of one picture.",
 )
-@click.option(
-    "--maps", metavar="N,N,...", callback=_numbers, help="Only these feature maps.  [all]"
-)
+@click.option("--maps", metavar="N,N,...", callback=numbers, help="Only these feature maps.  [all]")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option(
     "--strategy",
@@ -66,35 +56,25 @@ def gallery(
         zfkeras gallery exported/zfnet-imagenette --dataset shapes --output gallery
     """
     import_tensorflow()
-    from tqdm import tqdm
-
     from zfkeras import export
     from zfkeras import gallery as galleries
     from zfkeras.data import datasets
 
     trained = export.load_trained(model)
     pictures = datasets.load(dataset, split, len(trained.mean_image), data_dir)
-    bars = {}
-
-    def show(stage, done, total):
-        if stage not in bars:
-            bars[stage] = tqdm(desc=stage, total=total, disable=not sys.stderr.isatty())
-        bars[stage].update(done - bars[stage].n)
-
-    made = galleries.make(
-        trained,
-        pictures,
-        output,
-        layers and [layer.strip() for layer in layers.split(",")],
-        top,
-        repeats,
-        maps,
-        batch_size,
-        strategy,
-        show,
-    )
-    for bar in bars.values():
-        bar.close()
+    with Stages() as show:
+        made = galleries.make(
+            trained,
+            pictures,
+            output,
+            layers and [layer.strip() for layer in layers.split(",")],
+            top,
+            repeats,
+            maps,
+            batch_size,
+            strategy,
+            show,
+        )
     if made["unreadable"]:
         click.echo(
             f"{len(made['unreadable'])} pictures cannot be read and were left out; "

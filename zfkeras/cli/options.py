@@ -24,3 +24,13 @@ def output_option(default, help):
         show_default=default is not None,
         help=help,
     )
+
+
+def numbers(context, parameter, value):
+    """Callback of an option that takes whole numbers with commas between them."""
+    if value is None:
+        return None
+    try:
+        return [int(number) for number in value.split(",") if number.strip()]
+    except ValueError as error:
+        raise click.BadParameter(f"Expected numbers such as 0,7,12. Received: {value}.") from error

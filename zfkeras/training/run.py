@@ -297,3 +297,24 @@ def _git_revision():
     except (OSError, subprocess.SubprocessError):
         return None
     return revision + ("+" if changes else "")
+
+
+def load_snapshots(workdir):
+    """The networks that a run was on its way: pairs of an epoch and a model, the earliest first.
+
+    Every pair holds the same model, which the next one changes.
+
+    Raises:
+        TrainingError: If the directory holds no run with snapshots, or a damaged one.
+    """
+    directory = RunDirectory(workdir)
+    found = sorted(directory.path.glob(f"{SNAPSHOTS}/epoch-*.weights.h5"))
+    if not found or not (directory.path / CONFIG).exists():
+        raise TrainingError(f"{workdir} holds no training run with snapshots.")
+    with directory.naming_damage():
+        config = TrainingConfig.load(directory.path / CONFIG)
+        model = build_network(config, directory.read_dataset()["class_names"], "float32")
+    for path in found:
+        with directory.naming_damage():
+            model.load_weights(path)
+        yield int(path.name.removeprefix("epoch-").split(".")[0]), model
