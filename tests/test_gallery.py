@@ -250,7 +250,7 @@ def test_the_command_makes_a_gallery(export_dir, folder, tmp_path):
     assert json.loads((output / "gallery.json").read_text())["settings"]["pictures"] == COUNT
     for wrong, message in (
         (["--layers", "conv9"], "conv1, conv2, conv3. Received: conv9"),
-        (["--maps", "one"], "Expected numbers such as 0,7,12. Received: one"),
+        (["--maps", "one"], "Expected numbers such as 1,2,5. Received: one"),
         (["--top", "4", "--layers", "conv2"], "holds a gallery with another top_k"),
     ):
         result = CliRunner().invoke(cli, [*arguments, "--output", str(output), *wrong])

@@ -6,19 +6,13 @@ from pathlib import Path
 import click
 
 from zfkeras.cli.errors import OneLineCommand, one_line_errors
-from zfkeras.cli.options import output_option
+from zfkeras.cli.options import dataset_options, output_option
 from zfkeras.cli.startup import import_tensorflow
 
 
 @click.command(cls=OneLineCommand)
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--dataset",
-    required=True,
-    help="Folder with val/<class>/, tensorflow-datasets name, or 'shapes'.",
-)
-@click.option("--data-dir", help="Where tensorflow-datasets keeps its data sets.")
-@click.option("--split", default="validation", show_default=True, help="validation or train.")
+@dataset_options("validation")
 @click.option(
     "--views", type=int, default=1, show_default=True, help="1, the centre; 10, as the paper's."
 )

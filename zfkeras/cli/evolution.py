@@ -5,27 +5,21 @@ from pathlib import Path
 import click
 
 from zfkeras.cli.errors import OneLineCommand, one_line_errors
-from zfkeras.cli.options import numbers
+from zfkeras.cli.options import dataset_options, layers_option, numbers
 from zfkeras.cli.progress import Stages
 from zfkeras.cli.startup import import_tensorflow
 
 
 @click.command(cls=OneLineCommand)
 @click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option(
-    "--dataset",
-    required=True,
-    help="Folder with train/<class>/, tensorflow-datasets name, or 'shapes'.",
-)
-@click.option("--data-dir", help="Where tensorflow-datasets keeps its data sets.")
-@click.option("--split", default="train", show_default=True, help="train, as the paper.")
+@dataset_options("train")
 @click.option(
     "--output",
     required=True,
     type=click.Path(path_type=Path),
     help="Folder of the figures and numbers; a second start with the same one goes on.",
 )
-@click.option("--layers", metavar="NAME,NAME,...", help="Only these layers.  [all]")
+@layers_option
 @click.option("--maps", metavar="N,N,...", callback=numbers, help="These feature maps.  [random]")
 @click.option(
     "--count",
@@ -51,7 +45,7 @@ def evolution(run_dir, dataset, data_dir, split, output, layers, maps, count, se
 
     run = load_run(run_dir)
     counts = run.model.architecture.feature_map_counts()
-    names = list(counts) if layers is None else [name.strip() for name in layers.split(",")]
+    names = list(counts) if layers is None else layers
     unknown = [name for name in names if name not in counts]
     if unknown:
         raise ValueError(f"Expected layers of {', '.join(counts)}. Received: {', '.join(unknown)}.")

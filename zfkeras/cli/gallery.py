@@ -6,27 +6,21 @@ import click
 
 from zfkeras.choices import STRATEGIES
 from zfkeras.cli.errors import OneLineCommand, one_line_errors
-from zfkeras.cli.options import numbers
+from zfkeras.cli.options import dataset_options, layers_option, numbers
 from zfkeras.cli.progress import Stages
 from zfkeras.cli.startup import import_tensorflow
 
 
 @click.command(cls=OneLineCommand)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--dataset",
-    required=True,
-    help="Folder with val/<class>/, tensorflow-datasets name, or 'shapes'.",
-)
-@click.option("--data-dir", help="Where tensorflow-datasets keeps its data sets.")
-@click.option("--split", default="validation", show_default=True, help="validation or train.")
+@dataset_options("validation")
 @click.option(
     "--output",
     required=True,
     type=click.Path(path_type=Path),
     help="Folder of the gallery; a second start with the same one goes on.",
 )
-@click.option("--layers", metavar="NAME,NAME,...", help="Only these layers.  [all]")
+@layers_option
 @click.option("--top", type=click.IntRange(1), default=9, show_default=True, help="Of each map.")
 @click.option(
     "--repeats",
@@ -67,7 +61,7 @@ def gallery(
             trained,
             pictures,
             output,
-            layers and [layer.strip() for layer in layers.split(",")],
+            layers,
             top,
             repeats,
             maps,

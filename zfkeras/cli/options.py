@@ -26,11 +26,42 @@ def output_option(default, help):
     )
 
 
+def dataset_options(split):
+    """Options that say which pictures a command looks at; `split` is what it takes by default."""
+    options = (
+        click.option(
+            "--dataset",
+            required=True,
+            help="Folder with train/<class>/ and val/<class>/, tensorflow-datasets name, "
+            "or 'shapes'.",
+        ),
+        click.option("--data-dir", help="Where tensorflow-datasets keeps its data sets."),
+        click.option("--split", default=split, show_default=True, help="validation or train."),
+    )
+
+    def decorate(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def names(context, parameter, value):
+    """Callback of an option that takes names with commas between them."""
+    return None if value is None else [name.strip() for name in value.split(",")]
+
+
 def numbers(context, parameter, value):
     """Callback of an option that takes whole numbers with commas between them."""
     if value is None:
         return None
     try:
-        return [int(number) for number in value.split(",") if number.strip()]
+        return tuple(int(number) for number in value.split(",") if number.strip())
     except ValueError as error:
-        raise click.BadParameter(f"Expected numbers such as 0,7,12. Received: {value}.") from error
+        raise click.BadParameter(f"Expected numbers such as 1,2,5. Received: {value}.") from error
+
+
+layers_option = click.option(
+    "--layers", metavar="NAME,NAME,...", callback=names, help="Only these layers.  [all]"
+)

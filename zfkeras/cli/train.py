@@ -8,21 +8,13 @@ from pathlib import Path
 import click
 
 from zfkeras.cli.errors import OneLineCommand, one_line_errors
+from zfkeras.cli.options import numbers
 from zfkeras.cli.startup import import_tensorflow
 from zfkeras.training.config import PRESETS, TrainingConfig, value_type
 
 
 def _option(field):
     return field.metadata.get("option", f"--{field.name.replace('_', '-')}")
-
-
-def _whole_numbers(context, parameter, value):
-    if value is None:
-        return None
-    try:
-        return tuple(int(number) for number in value.split(",") if number.strip())
-    except ValueError as error:
-        raise click.BadParameter(f"Expected numbers such as 1,2,5. Received: {value}.") from error
 
 
 def config_options(command):
@@ -35,7 +27,7 @@ def config_options(command):
             more, name, default = {"is_flag": True}, f"{name}/--no-{name.removeprefix('--')}", ""
         elif kind is tuple:
             default = ",".join(map(str, field.default))
-            more = {"callback": _whole_numbers, "metavar": "N,N,..."}
+            more = {"callback": numbers, "metavar": "N,N,..."}
         elif "choices" in field.metadata:
             # Not `click.Choice`: the library names what it does not know, also in files.
             more["metavar"] = "|".join(field.metadata["choices"])
