@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+# What is known of every exemplar.
+ARRAYS = ("pictures", "rows", "columns", "activations")
+
 
 @dataclass(frozen=True)
 class Exemplars:
@@ -50,7 +53,7 @@ class Exemplars:
         maps, top_k = self.pictures.shape
         units = {
             "feature_maps": np.repeat(np.arange(maps), top_k),
-            **{name: getattr(self, name).ravel() for name in _ARRAYS},
+            **{name: getattr(self, name).ravel() for name in ARRAYS},
         }
         others = feature_maps, pictures, rows, columns, activations
         units = {
@@ -71,17 +74,14 @@ class Exemplars:
         rank = np.arange(len(order)) - np.searchsorted(sorted_maps, sorted_maps)
         chosen = order[rank < top_k]
         return dataclasses.replace(
-            self, **{name: units[name][chosen].reshape(maps, top_k) for name in _ARRAYS}
+            self, **{name: units[name][chosen].reshape(maps, top_k) for name in ARRAYS}
         )
 
     def merged(self, other):
         """The strongest of these and another's, found among other pictures."""
         feature_maps, places = np.nonzero(other.pictures >= 0)
-        found = (getattr(other, name)[feature_maps, places] for name in _ARRAYS)
+        found = (getattr(other, name)[feature_maps, places] for name in ARRAYS)
         return self.with_units(feature_maps, *found)
-
-
-_ARRAYS = ("pictures", "rows", "columns", "activations")
 
 
 class Scan:

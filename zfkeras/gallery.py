@@ -20,7 +20,7 @@ import tensorflow as tf
 from zfkeras import rendering
 from zfkeras.data import batches, images
 from zfkeras.deconvnet import Deconvnet
-from zfkeras.exemplars import Exemplars, Scan
+from zfkeras.exemplars import ARRAYS, Exemplars, Scan
 from zfkeras.training.strategy import distribute, make_strategy
 from zfkeras.writing import replacing
 
@@ -237,14 +237,11 @@ def _scan(scan, trained, pictures, output, batch_size, on_progress):
     return np.flatnonzero(~seen)
 
 
-_STORED = ("pictures", "rows", "columns", "activations")
-
-
 def _save(scan, first, unreadable, output):
     arrays = {
         f"{layer}/{name}": getattr(found, name)
         for layer, found in scan.exemplars.items()
-        for name in _STORED
+        for name in ARRAYS
     }
     with replacing(output / STATE) as beside, beside.open("wb") as file:
         np.savez(file, first=first, unreadable=unreadable, **arrays)
@@ -258,7 +255,7 @@ def _restore(scan, output):
     try:
         with np.load(path) as state:
             for layer in scan.exemplars:
-                found = {name: state[f"{layer}/{name}"] for name in _STORED}
+                found = {name: state[f"{layer}/{name}"] for name in ARRAYS}
                 scan.exemplars[layer] = Exemplars(layer, **found)
             return int(state["first"])
     except (OSError, ValueError, KeyError) as error:
@@ -266,7 +263,7 @@ def _restore(scan, output):
 
 
 def _project(deconvnet, exemplars, chosen, trained, pictures, batch_size, on_progress):
-    units = {name: getattr(exemplars, name)[chosen] for name in _STORED}
+    units = {name: getattr(exemplars, name)[chosen] for name in ARRAYS}
     shape = units["pictures"].shape
     flat = {name: array.ravel() for name, array in units.items()}
     flat["feature_maps"] = np.repeat(chosen, shape[1])
