@@ -19,6 +19,7 @@ STRATA = [
         "receptive_field",
         "rendering",
         "plots",
+        "projections",
         "training.config",
         "data.images",
         "data.pictures",

@@ -88,7 +88,7 @@ class Scan:
     """A search for exemplars under way.
 
     Args:
-        deconvnet: A `Deconvnet`, whose model is run.
+        deconvnet: A `zfkeras.projections.Projector`, whose model is run.
         layers: Names of the layers to watch; all of them if None.
         top_k: How many exemplars to keep of each feature map.
         repeats: How many of them may be units of one picture.

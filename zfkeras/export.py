@@ -12,7 +12,7 @@ Signatures, batch and picture size free, preprocessing inside the graph:
     single picture. -1 is the picture's strongest feature map, -2 the next, and so on. ->
     `projection` float32 `(count, input_height, input_width, 3)`, `activation` float32, `row`,
     `column` and `feature_map` int32, all `(count,)`, `box` and `window` int32 `(count, 4)` (see
-    `zfkeras.deconvnet.Projections`), `picture` uint8, what the network saw, shaped like
+    `zfkeras.projections.Projections`), `picture` uint8, what the network saw, shaped like
     `projection`.
 `first_layer_filters`
     nothing -> `filters` float32 `(maps, size, size, 3)`.
@@ -36,8 +36,9 @@ from PIL import Image
 from zfkeras import __version__, rendering
 from zfkeras.architecture import Architecture
 from zfkeras.data import images
-from zfkeras.deconvnet import Deconvnet, Projections
+from zfkeras.deconvnet import Deconvnet
 from zfkeras.models import ZFNet, in_float32
+from zfkeras.projections import Projections
 from zfkeras.training.run import CONFIG, load_run
 
 CARD = "card.json"

@@ -270,7 +270,7 @@ def _project(deconvnet, exemplars, chosen, trained, pictures, batch_size, on_pro
     fired = np.flatnonzero(flat["pictures"] >= 0)
     size = deconvnet.window_size(exemplars.layer)
     boxes, windows = (np.zeros((flat["pictures"].size, 4), np.int32) for _ in range(2))
-    projections = np.zeros((flat["pictures"].size, size, size, 3), np.float32)
+    projections = np.zeros((flat["pictures"].size, *size, 3), np.float32)
     patches = np.full(projections.shape, rendering.GREY, np.uint8)
     names = np.full(flat["pictures"].size, "", object)
     input_size, done = trained.model.input_shape[1:3], 0
