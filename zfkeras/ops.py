@@ -112,7 +112,7 @@ def max_pool(maps, size, strides):
     Returns:
         `(batch, pooled_height, pooled_width, channels)`.
     """
-    maps, padding = _cover_border(maps, size, strides)
+    maps, padding = cover_border(maps, size, strides)
     return tf.nn.max_pool2d(maps, size, strides, padding)
 
 
@@ -128,7 +128,7 @@ def max_pool_with_switches(maps, size, strides):
         Zeiler & Fergus (2014), section 2.1, "Unpooling".
     """
     width, channels = maps.shape[2], maps.shape[3]
-    covered, padding = _cover_border(maps, size, strides)
+    covered, padding = cover_border(maps, size, strides)
     # The CPU kernel knows neither float16 nor bfloat16; float32 holds both exactly.
     pooled, switches = tf.nn.max_pool_with_argmax(
         tf.cast(covered, tf.float32),
@@ -200,6 +200,47 @@ def unpool_to_maxima(signal, maps, pooled, size, strides):
     )
 
 
+def cut_windows(maps, owners, rows, columns):
+    """Windows of maps, zero where they reach past the border.
+
+    Args:
+        maps: Float tensor `(batch, height, width, channels)`.
+        owners: int32 `(count,)`, whose maps each window is of.
+        rows, columns: int32 `(count, window_height)` and `(count, window_width)`, which places it
+            covers; those outside the maps are allowed.
+
+    Returns:
+        `(count, window_height, window_width, channels)`.
+    """
+    height, width, channels = maps.shape[1:]
+    places = tf.clip_by_value(rows, 0, height - 1)[:, :, None] * width
+    places += tf.clip_by_value(columns, 0, width - 1)[:, None, :]
+    places += owners[:, None, None] * (height * width)
+    windows = tf.gather(tf.reshape(maps, (-1, channels)), places)
+    inside = inside_maps(rows, columns, (height, width))
+    return tf.cond(
+        tf.reduce_all(inside),
+        lambda: windows,
+        lambda: tf.where(inside, windows, tf.zeros_like(windows)),
+    )
+
+
+def inside_maps(rows, columns, extent):
+    """Which places of windows lie inside maps of `(height, width)`.
+
+    Args:
+        rows, columns: As in `cut_windows`.
+
+    Returns:
+        bool `(count, window_height, window_width, 1)`.
+    """
+    inside_rows, inside_columns = (
+        (places >= 0) & (places < limit)
+        for places, limit in zip((rows, columns), extent, strict=True)
+    )
+    return inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
+
+
 def normalize_contrast(maps, radius, bias, alpha, beta):
     """Divides every unit by the activity of the feature maps around its own at the same place.
 
@@ -260,7 +301,7 @@ def _keeps_size(kernel, strides, padding):
     return strides == 1 and 2 * padding == kernel.shape[0] - 1
 
 
-def _cover_border(maps, size, strides):
+def cover_border(maps, size, strides):
     """Maps and a TensorFlow padding rule under which the windows reach the whole map."""
     height, width = maps.shape[1:3]
     missing = [_missing(side, size, strides) for side in (height, width)]

@@ -42,13 +42,7 @@ class WindowedChain:
         Returns:
             `(count, window_size, window_size, 3)`.
         """
-        height, width = self._levels[0].extent
-        down, across = self._spans(0, (rows, columns))
-        pixels = tf.clip_by_value(down, 0, height - 1)[:, :, None] * width
-        pixels += tf.clip_by_value(across, 0, width - 1)[:, None, :]
-        pixels += owners[:, None, None] * (height * width)
-        windows = tf.gather(tf.reshape(inputs, (-1, inputs.shape[-1])), pixels)
-        return self._keep_inside(windows, 0, (rows, columns), 0.0)
+        return ops.cut_windows(inputs, owners, *self._spans(0, (rows, columns)))
 
     def project(self, windows, units, starts=None):
         """Takes single units down to pixel space.
@@ -124,18 +118,11 @@ class WindowedChain:
 
     def _keep_inside(self, maps, level, places, outside):
         """Replaces what lies past the border of the map that the windows are cut from."""
-        inside = [
-            (span >= 0) & (span < extent)
-            for span, extent in zip(
-                self._spans(level, places), self._levels[level].extent, strict=True
-            )
-        ]
-        rows, columns = inside
-        mask = rows[:, :, None, None] & columns[:, None, :, None]
+        inside = ops.inside_maps(*self._spans(level, places), self._levels[level].extent)
         return tf.cond(
-            tf.reduce_all(rows) & tf.reduce_all(columns),
+            tf.reduce_all(inside),
             lambda: maps,
-            lambda: tf.where(mask, maps, tf.constant(outside, maps.dtype)),
+            lambda: tf.where(inside, maps, tf.constant(outside, maps.dtype)),
         )
 
     def _spans(self, level, places):

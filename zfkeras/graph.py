@@ -1,0 +1,282 @@
+"""A Keras model as a list of primitive steps, nested models unfolded, and what its units see.
+
+Each step makes one tensor from others. A tensor of maps is `(batch, height, width, channels)`; one
+of `(batch, units)` counts as maps of 1 x 1.
+"""
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from zfkeras.rules import EVERYWHERE, HERE, NoRule, Primitive, primitives
+
+INPUT = 0
+
+
+class UnknownLayer(ValueError):
+    """A layer that is not there or has no rule; the message names it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One primitive at work.
+
+    Attributes:
+        layer: Name of the layer that it is part of.
+        kind: The layer's class.
+        sources: Numbers of the tensors that it takes.
+        result: Number of the tensor that it makes.
+        primitive: What it does; None if it has no rule.
+        run: Function of the sources' tensors, or of windows of them where windows fit.
+        problem: Why it has no rule; None if it has one.
+    """
+
+    layer: str
+    kind: str
+    sources: tuple[int, ...]
+    result: int
+    primitive: Primitive | None
+    run: object
+    problem: str | None = None
+
+
+class Graph:
+    """The steps of a model from its picture on.
+
+    Args:
+        model: A Functional or Sequential Keras model of one picture; never changed.
+        input_size: `(height, width)` of the picture, needed if the model leaves it open.
+        signal_rule, overlap, linear_layers: As in `zfkeras.rules.primitives`.
+
+    Attributes:
+        input_shape: `(height, width, channels)`.
+        steps: `Step`s in an order in which they can be run.
+        tensors: `{layer: number of its tensor}`. A layer of a nested model goes by its own name
+            where that is free, else by `model/layer`; a second use of a layer by `layer#2`. A
+            `ConvBlock`'s tensor is that of its rectified maps.
+        shapes: `{number: shape of the tensor without its batch}`, of those that can be run.
+
+    Raises:
+        ValueError: If the model is not made of layers, or does not take one picture.
+    """
+
+    def __init__(
+        self, model, input_size=None, signal_rule="deconvnet", overlap="sum", linear_layers=()
+    ):
+        self._rules = {
+            "signal_rule": signal_rule, "overlap": overlap, "linear_layers": tuple(linear_layers),
+        }  # fmt: skip
+        self.steps, self.tensors, self._made = [], {}, 0
+        function = _function(model)
+        self.input_shape = _input_shape(model, function, input_size)
+        self._unfold(function, [INPUT], "")
+        self.shapes = self._find_shapes(function.inputs[0].dtype)
+
+    def path(self, layer):
+        """The steps from the picture to a layer's tensor, in order.
+
+        Raises:
+            UnknownLayer: If there is no such layer or one on the way has no rule.
+        """
+        if layer not in self.tensors:
+            raise UnknownLayer(f"There is no layer {layer!r}.")
+        wanted, steps = {self.tensors[layer]}, []
+        for step in reversed(self.steps):
+            if step.result in wanted:
+                if step.problem:
+                    raise UnknownLayer(f"Layer {step.layer!r} ({step.kind}) {step.problem}.")
+                wanted.update(step.sources)
+                steps.append(step)
+        return steps[::-1]
+
+    def union_of_paths(self, layers):
+        """The steps that lead to any of several layers."""
+        wanted = {step.result for layer in layers for step in self.path(layer)}
+        return [step for step in self.steps if step.result in wanted]
+
+    def run(self, steps, inputs):
+        """All tensors that steps make of inputs: `{number: tensor}`."""
+        tensors = {INPUT: inputs}
+        for step in steps:
+            tensors[step.result] = step.run(*(tensors[source] for source in step.sources))
+        return tensors
+
+    def extent(self, tensor, axis):
+        """Height (axis 0) or width (axis 1) of a tensor's maps."""
+        shape = self.shapes[tensor]
+        return shape[axis] if len(shape) == 3 else 1
+
+    def ranges(self, steps, units, axis, to_the_border):
+        """First and last unit of every tensor that units of the last step's see, along an axis.
+
+        Args:
+            steps: What `path` gave.
+            units: int array, rows or columns.
+            axis: 0 for rows, 1 for columns.
+            to_the_border: Whether every map ends where it ends. Else it goes on without end, but
+                for a step that sees all of it.
+
+        Returns:
+            `{number: (first, last)}`, int arrays shaped like `units`.
+        """
+        ranges = {steps[-1].result if steps else INPUT: (units, units)}
+        for step in reversed(steps):
+            low, high = ranges[step.result]
+            for source in step.sources:
+                extent = self.extent(source, axis)
+                if self._sees_everything(step, source):
+                    first, last = np.zeros_like(low), np.full_like(high, extent - 1)
+                else:
+                    first, last = step.primitive.reach[axis].below(low, high, extent)
+                    if to_the_border:
+                        first, last = np.clip(first, 0, extent - 1), np.clip(last, 0, extent - 1)
+                if source in ranges:
+                    others = ranges[source]
+                    first, last = np.minimum(first, others[0]), np.maximum(last, others[1])
+                ranges[source] = first, last
+        return ranges
+
+    def fits_windows(self, steps):
+        """Whether windows of maps can be run instead of whole maps."""
+        return all(
+            step.primitive.fits_windows
+            and not any(self._sees_everything(step, source) for source in step.sources)
+            for step in steps
+        )
+
+    def _sees_everything(self, step, source):
+        if step.primitive.reach is EVERYWHERE or len(self.shapes[source]) != 3:
+            return True
+        # What a smaller map has for one place can be broadcast to every place.
+        broadcast = self.shapes[source][:2] != self.shapes[step.result][:2]
+        return broadcast and step.primitive.reach == HERE and step.primitive.run_inside is None
+
+    def _unfold(self, function, numbers, prefix):
+        """Adds a function's steps; gives the numbers of its outputs."""
+        made = {id(one): number for one, number in zip(function.inputs, numbers, strict=True)}
+        depths = sorted(function._nodes_by_depth, reverse=True)
+        for node in (node for depth in depths for node in function._nodes_by_depth[depth]):
+            if node.is_input or any(id(one) not in made for one in node.input_tensors):
+                continue
+            operation = node.operation
+            sources = tuple(made[id(one)] for one in node.input_tensors)
+            if isinstance(operation, keras.Model) and _is_graph(operation):
+                results = self._unfold(_function(operation), sources, f"{prefix}{operation.name}/")
+            else:
+                results = self._add(node, sources, prefix)
+            made.update(
+                (id(one), number) for one, number in zip(node.outputs, results, strict=True)
+            )
+        return [made[id(one)] for one in function.outputs]
+
+    def _add(self, node, sources, prefix):
+        """Adds a layer's steps; gives the numbers of what it makes."""
+        name, kind = self._free_name(node.operation.name, prefix), type(node.operation).__name__
+        arguments = (node.arguments.args, node.arguments.kwargs)
+        try:
+            if len(node.outputs) != 1:
+                raise NoRule("makes several tensors at once, which has no rule")
+            parts = primitives(node.operation, arguments, **self._rules)
+        except NoRule as problem:
+            results = [self._new() for _ in node.outputs]
+            self.steps += [
+                Step(name, kind, sources, result, None, None, str(problem)) for result in results
+            ]
+            self.tensors[name] = results[0]
+            return results
+        rectified = None
+        for index, part in enumerate(parts):
+            run = _filled(part.run, node) if index == 0 else part.run
+            result = self._new()
+            self.steps.append(Step(name, kind, sources, result, part, run))
+            sources = (result,)
+            if part.rule == "rectification":
+                rectified = result
+        self.tensors[name] = sources[0] if rectified is None else rectified
+        return list(sources)
+
+    def _free_name(self, name, prefix):
+        names = [name, prefix + name]
+        names += (f"{prefix}{name}#{count}" for count in range(2, len(self.steps) + 3))
+        return next(name for name in names if name not in self.tensors)
+
+    def _new(self):
+        self._made += 1
+        return self._made
+
+    def _find_shapes(self, dtype):
+        """Runs everything that has a rule, without numbers, to learn how large it is."""
+        runnable, known = [], {INPUT}
+        for step in self.steps:
+            if not step.problem and known.issuperset(step.sources):
+                known.add(step.result)
+                runnable.append(step)
+        shapes = {}
+
+        def trace(inputs):
+            for number, tensor in self.run(runnable, inputs).items():
+                shapes[number] = tuple(tensor.shape[1:])
+
+        spec = tf.TensorSpec((None, *self.input_shape), dtype)
+        tf.function(trace, (spec,), autograph=False).get_concrete_function()
+        return shapes
+
+
+def _filled(run, node):
+    """A primitive as a function of the node's tensors alone, its other arguments being what they
+    were when the model was built."""
+    arguments = node.arguments
+
+    def filled(*tensors):
+        args, kwargs = arguments.fill_in(
+            {id(one): tensor for one, tensor in zip(node.input_tensors, tensors, strict=True)}
+        )
+        return run(*args, **kwargs)
+
+    return filled
+
+
+def _is_graph(model):
+    return isinstance(model, keras.Sequential) or hasattr(model, "_nodes_by_depth")
+
+
+def _function(model):
+    """The Keras function that a model is."""
+    if isinstance(model, keras.Sequential):
+        if model._functional is None:
+            raise ValueError(
+                f"Model {model.name!r} does not know the size of its pictures yet. "
+                "Expected one that starts with keras.Input or has been called."
+            )
+        return model._functional
+    if not isinstance(model, keras.Model) or not _is_graph(model):
+        raise ValueError(
+            f"Expected a Functional or Sequential Keras model, whose layers can be followed. "
+            f"Received: {type(model).__name__}."
+        )
+    return model
+
+
+def _input_shape(model, function, input_size):
+    if len(function.inputs) != 1 or len(function.inputs[0].shape) != 4:
+        shapes = ", ".join(str(tuple(one.shape)) for one in function.inputs)
+        raise ValueError(
+            f"Expected a model of one picture, (batch, height, width, channels). "
+            f"Received: model {model.name!r} of {shapes}."
+        )
+    *size, channels = function.inputs[0].shape[1:]
+    if input_size is not None:
+        if any(own not in (None, given) for own, given in zip(size, input_size, strict=True)):
+            raise ValueError(
+                f"Model {model.name!r} takes pictures of {size[0]} x {size[1]} pixels. "
+                f"Received: input_size={tuple(input_size)}."
+            )
+        size = input_size
+    if None in (*size, channels):
+        raise ValueError(
+            f"Model {model.name!r} leaves the size of its pictures open. "
+            "Expected `input_size`, the height and width to look at."
+        )
+    return (*size, channels)
