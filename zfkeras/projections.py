@@ -321,8 +321,11 @@ def _pasted(found, shape):
     for whole, part, (top, left, bottom, right) in zip(
         pasted, found.projections, found.windows, strict=True
     ):
-        inside = part[max(-top, 0) : shape[0] - top, max(-left, 0) : shape[1] - left]
-        whole[max(top, 0) : bottom, max(left, 0) : right] = inside
+        # A unit of padding sees nothing of the picture.
+        up, down = max(top, 0), max(min(bottom, shape[0]), 0)
+        near, far = max(left, 0), max(min(right, shape[1]), 0)
+        if up < down and near < far:
+            whole[up:down, near:far] = part[up - top : down - top, near - left : far - left]
     return pasted
 
 

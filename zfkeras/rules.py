@@ -190,7 +190,7 @@ def rectify(signal_rule, cap=None):
     return Primitive("rectification", run)
 
 
-def activation(function, descent):
+def activation(function, name, descent):
     """The primitives of an activation function, recognized by what it does."""
     values = tf.constant([-1e4, -7, -1, -0.5, 0, 0.25, 0.5, 1, 3, 5.5, 7, 100, 1e4], tf.float32)
     with tf.init_scope():
@@ -205,25 +205,36 @@ def activation(function, descent):
     # Half precision gives 1e4 as 9984 and is a rectifier all the same.
     if np.allclose(given, np.clip(values, 0, cap), rtol=1e-2, atol=0) and cap > 0:
         return [rectify(descent.signal_rule, None if cap > 5e3 else float(cap))]
-    name = getattr(function, "__name__", type(function).__name__)
     raise NoRule(f"has the activation {name}, which has no rule: the paper's is ReLU")
 
 
 def _activation_layer(layer, arguments, descent):
     """The signal rectified, if it is ReLU in any spelling."""
     _single(arguments)
-    return activation(twin(layer), descent) or [Primitive("skipped", tf.identity)]
+    name = _name(getattr(layer, "activation", layer))
+    return activation(twin(layer), name, descent) or [Primitive("skipped", tf.identity)]
 
 
 def _with_activation(layer, linear, descent):
     function = getattr(layer, "activation", None)
-    return [linear, *(activation(function, descent) if function is not None else [])]
+    if function is None:
+        return [linear]
+    return [linear, *activation(function, _name(function), descent)]
+
+
+def _name(function):
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _single(arguments):
     tensors = _tensors(arguments)
     if len(tensors) != 1:
         raise NoRule("works on several maps at once, which has no rule")
+
+
+def _given(arguments):
+    args, kwargs = arguments
+    return [*args, *kwargs.values()]
 
 
 def _tensors(arguments):
@@ -381,7 +392,7 @@ def _up_sampling(layer, arguments, descent):
 
 def _sum(layer, arguments, descent):
     """The signal, or its negative, to every summand."""
-    return [Primitive("adjoint", twin(layer), _reach_of_each(arguments))]
+    return [Primitive("adjoint", twin(layer), _reach_beside(_given(arguments)))]
 
 
 def _product(operation, arguments, descent):
@@ -389,18 +400,13 @@ def _product(operation, arguments, descent):
     _single(arguments)
     if type(operation).__name__ != "Multiply" and not _tensors(arguments[0][:1]):
         raise NoRule("divides by maps, which is not linear")
-    return [Primitive("adjoint", twin(operation), _reach_of_each(arguments))]
+    return [Primitive("adjoint", twin(operation), _reach_beside(_given(arguments)))]
 
 
-def _reach_of_each(arguments):
+def _reach_beside(numbers):
     """`HERE`, unless other places have other numbers, which windows would not find."""
-    numbers = (
-        np.shape(one)
-        for one in keras.tree.flatten(arguments)
-        if not isinstance(one, keras.KerasTensor | str | None)
-    )
-    uniform = all(len(shape) < 3 or shape[-3:-1] == (1, 1) for shape in numbers)
-    return HERE if uniform else EVERYWHERE
+    shapes = (np.shape(one) for one in numbers if not _tensors(one) and not isinstance(one, str))
+    return HERE if all(set(shape[:-1]) <= {1} for shape in shapes) else EVERYWHERE
 
 
 def _scaling(layer, arguments, descent):
@@ -409,7 +415,8 @@ def _scaling(layer, arguments, descent):
     axes = np.ravel(getattr(layer, "axis", -1) or -1)
     if not set(axes.tolist()) <= {-1, len(_tensors(arguments)[0].shape) - 1}:
         raise NoRule("normalizes along other axes than the last one, which has no rule")
-    return [Primitive("adjoint", twin(layer))]
+    numbers = getattr(layer, "scale", 1), getattr(layer, "offset", 0)  # A Rescaling's.
+    return [Primitive("adjoint", twin(layer), _reach_beside(numbers))]
 
 
 def _mean(layer, arguments, descent):
