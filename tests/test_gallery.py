@@ -13,8 +13,8 @@ from zfkeras.cli import cli
 from zfkeras.data import datasets, images
 from zfkeras.deconvnet import Deconvnet
 from zfkeras.exemplars import Scan
-from zfkeras.export import Trained
 from zfkeras.gallery import GalleryError, LayerGallery
+from zfkeras.trained import Trained
 
 COUNT = 23
 SETTINGS = {"layers": ["conv1", "conv3"], "top_k": 4, "batch_size": 4}

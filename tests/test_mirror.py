@@ -2,11 +2,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import random_model
 
 from zfkeras import mirror
 from zfkeras.deconvnet import Deconvnet
-from zfkeras.mirror import Mirror, deconvnet_of
+from zfkeras.mirror import Mirror
 
 SIZE = (31, 37)
 applications = keras.applications
@@ -318,11 +317,6 @@ def test_half_precision_models_are_mirrored(rng):
     # bfloat16 keeps 8 bits, and a switch may point elsewhere where two units round to one value.
     difference = np.abs(whole.projections - rounded.projections)
     assert np.median(difference[whole.projections != 0]) < 0.02 * np.abs(whole.projections).max()
-
-
-def test_the_fastest_deconvnet_is_chosen(tiny, branching):
-    assert isinstance(deconvnet_of(random_model(tiny)), Deconvnet)
-    assert isinstance(deconvnet_of(branching), Mirror)
 
 
 class Subclassed(keras.Model):

@@ -13,9 +13,9 @@ import tensorflow as tf
 from conftest import random_model
 from PIL import Image
 
+from zfkeras import trained as networks
 from zfkeras.data import batches, datasets, shapes
 from zfkeras.data.datasets import DatasetError
-from zfkeras.export import load_trained
 from zfkeras.models import ZFNet
 from zfkeras.training import loop, run
 from zfkeras.training.config import TrainingConfig
@@ -63,7 +63,7 @@ def test_training_learns_and_leaves_a_run(tmp_path):
     assert revived.config == config
     assert revived.metrics == trained.metrics
     assert revived.errors == trained.errors
-    assert_same_weights(load_trained(tmp_path / "run").model, trained.model, rtol=0)
+    assert_same_weights(networks.load(tmp_path / "run").model, trained.model, rtol=0)
 
 
 def test_a_work_directory_holds_what_a_person_may_ask_for(tmp_path):

@@ -2,6 +2,7 @@
 
 CROPS = ("centre", "ten", "random", "scaled")
 INITIALIZATIONS = ("paper", "he")
+PREPROCESSINGS = ("none", "unit", "tf", "torch", "caffe")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SCHEDULES = ("plateau", "step", "cosine", "constant")
 STRATEGIES = ("default", "mirrored", "multi_worker_mirrored")

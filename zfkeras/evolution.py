@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from zfkeras import gallery, plots, rendering
-from zfkeras.export import Trained
+from zfkeras.trained import Trained
 from zfkeras.writing import replacing
 
 COLUMNS = (

@@ -39,7 +39,6 @@ from zfkeras.data import images
 from zfkeras.deconvnet import Deconvnet
 from zfkeras.models import ZFNet, in_float32
 from zfkeras.projections import Projections
-from zfkeras.training.run import CONFIG, load_run
 
 CARD = "card.json"
 MEAN_IMAGE = "mean_image.npy"
@@ -117,38 +116,6 @@ def load(folder):
     if not {"serving_default", "first_layer_filters", *layers} <= set(saved_model.signatures):
         raise ModelError(f"{version} holds a SavedModel without the signatures of zfkeras.")
     return ExportedModel(version, card, architecture, saved_model)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained network, wherever it came from.
-
-    Attributes:
-        model: The `ZFNet`, in float32.
-        mean_image: float32 `(side, side, 3)`.
-        class_names: Name of each class.
-    """
-
-    model: keras.Model
-    mean_image: np.ndarray
-    class_names: tuple[str, ...]
-
-
-def load_trained(folder):
-    """The network in a run's work directory or in an exported model.
-
-    Args:
-        folder: A work directory, or what `load` takes.
-
-    Raises:
-        ModelError: If the folder holds neither.
-        TrainingError: If it holds a run that has no weights yet, or a damaged one.
-    """
-    if (Path(folder) / CONFIG).exists():
-        run = load_run(folder)
-        return Trained(run.model, run.mean_image, run.class_names)
-    exported = load(folder)
-    return Trained(*exported.restore(), exported.class_names)
 
 
 def find(folder):

@@ -49,6 +49,7 @@ class Graph:
         model: A Functional or Sequential Keras model of one picture; never changed.
         input_size: `(height, width)` of the picture, needed if the model leaves it open.
         signal_rule, overlap, linear_layers: As in `zfkeras.rules.primitives`.
+        front: Another such model, whose result is the model's picture: preprocessing.
 
     Attributes:
         input_shape: `(height, width, channels)`.
@@ -63,16 +64,25 @@ class Graph:
     """
 
     def __init__(
-        self, model, input_size=None, signal_rule="deconvnet", overlap="sum", linear_layers=()
+        self,
+        model,
+        input_size=None,
+        signal_rule="deconvnet",
+        overlap="sum",
+        linear_layers=(),
+        front=None,
     ):
         self._rules = {
-            "signal_rule": signal_rule, "overlap": overlap, "linear_layers": tuple(linear_layers),
-        }  # fmt: skip
+            "signal_rule": signal_rule,
+            "overlap": overlap,
+            "linear_layers": tuple(linear_layers),
+        }
         self.steps, self.tensors, self._made = [], {}, 0
-        function = _function(model)
-        self.input_shape = _input_shape(model, function, input_size)
-        self._unfold(function, [INPUT], "")
-        self.shapes = self._find_shapes(function.inputs[0].dtype)
+        self.input_shape, made = input_shape(model, input_size), [INPUT]
+        if front is not None:
+            self.input_shape, made = input_shape(front), self._unfold(_function(front), made, "")
+        self._unfold(_function(model), made, "")
+        self.shapes = self._find_shapes()
 
     def path(self, layer):
         """The steps from the picture to a layer's tensor, in order.
@@ -206,7 +216,7 @@ class Graph:
         self._made += 1
         return self._made
 
-    def _find_shapes(self, dtype):
+    def _find_shapes(self):
         """Runs everything that has a rule, without numbers, to learn how large it is."""
         runnable, known = [], {INPUT}
         for step in self.steps:
@@ -219,7 +229,7 @@ class Graph:
             for number, tensor in self.run(runnable, inputs).items():
                 shapes[number] = tuple(tensor.shape[1:])
 
-        spec = tf.TensorSpec((None, *self.input_shape), dtype)
+        spec = tf.TensorSpec((None, *self.input_shape), tf.float32)
         tf.function(trace, (spec,), autograph=False).get_concrete_function()
         return shapes
 
@@ -259,7 +269,16 @@ def _function(model):
     return model
 
 
-def _input_shape(model, function, input_size):
+def input_shape(model, input_size=None):
+    """`(height, width, channels)` of a model's pictures.
+
+    Args:
+        model, input_size: As in `Graph`.
+
+    Raises:
+        ValueError: If the model does not take one picture, or the size fits badly or is not known.
+    """
+    function = _function(model)
     if len(function.inputs) != 1 or len(function.inputs[0].shape) != 4:
         shapes = ", ".join(str(tuple(one.shape)) for one in function.inputs)
         raise ValueError(

@@ -13,20 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from zfkeras import ops
-from zfkeras.deconvnet import Deconvnet
 from zfkeras.graph import INPUT, Graph, UnknownLayer
-from zfkeras.layers import ConvBlock
 from zfkeras.projections import Projector, Spans
 from zfkeras.rules import SIGNAL_RULES
 
 # Windows overlap, so that many small ones are run sooner than a picture, and large ones later.
 LARGEST_WINDOW = 0.6
-
-
-def deconvnet_of(model):
-    """The deconvnet of a model, by the paper's rules: the fastest one that fits it."""
-    blocks = [isinstance(layer, ConvBlock) for layer in model.layers]
-    return Deconvnet(model) if any(blocks) else Mirror(model)
 
 
 class Mirror(Projector):
@@ -41,6 +33,7 @@ class Mirror(Projector):
             are not, for comparison.
         overlap: Rule for switches shared by overlapping pooling windows, `"sum"` or `"max"`.
         linear_layers: Classes of layers of your own that are linear, a bias aside.
+        front: Another such model, whose result is the model's picture: preprocessing.
 
     Attributes:
         feature_layers: Names of the layers whose maps are rectified, lowest first. Any other layer
@@ -61,6 +54,7 @@ class Mirror(Projector):
         signal_rule="deconvnet",
         overlap="sum",
         linear_layers=(),
+        front=None,
     ):
         ops.require_overlap_rule(overlap)
         if signal_rule not in SIGNAL_RULES:
@@ -69,7 +63,7 @@ class Mirror(Projector):
                 f"Received: signal_rule={signal_rule!r}."
             )
         self.model = model
-        self.graph = Graph(model, input_size, signal_rule, overlap, linear_layers)
+        self.graph = Graph(model, input_size, signal_rule, overlap, linear_layers, front)
         self.input_shape = self.graph.input_shape
         self.feature_layers = self._rectified_layers()
         if not self.feature_layers:

@@ -31,13 +31,15 @@ def evaluate(models, dataset, data_dir, split, views, batch_size, output):
     import_tensorflow()
     from tqdm import tqdm
 
-    from zfkeras import export
+    from zfkeras import trained as networks
     from zfkeras.data import datasets
     from zfkeras.training.evaluation import Evaluator
 
-    trained = [export.load_trained(path) for path in models]
+    trained = [networks.load(path) for path in models]
     names = trained[0].class_names
     for path, one in zip(models, trained, strict=True):
+        if not one.class_names:
+            raise ValueError(f"{path} does not know its classes. Expected a run or an export.")
         if one.class_names != names:
             raise ValueError(f"{path} knows other classes than {models[0]}.")
     evaluator = Evaluator(

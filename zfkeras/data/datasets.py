@@ -127,7 +127,7 @@ class StreamedPictures:
         raise DatasetError(f"{self.name(indices[0])} cannot be read.")
 
 
-def load(source, split, resize_size, data_dir=None):
+def load(source, split, resize_size, data_dir=None, labelled=True):
     """Loads one split of a data set.
 
     Args:
@@ -137,6 +137,8 @@ def load(source, split, resize_size, data_dir=None):
         split: `"train"` or `"validation"`.
         resize_size: Side of the centre square that every picture is reduced to, in pixels.
         data_dir: Where tensorflow-datasets keeps its data sets; its own default if None.
+        labelled: Whether classes are needed. Else one will do, and a folder without `train` and
+            `val` in it gives all the pictures in it, at any depth.
 
     Returns:
         `IndexedPictures`, or `StreamedPictures` of tensorflow-datasets.
@@ -149,10 +151,10 @@ def load(source, split, resize_size, data_dir=None):
     if source == "shapes":
         loaded = _load_shapes(split, resize_size)
     elif Path(source).is_dir():
-        loaded = _load_folder(Path(source), split, resize_size)
+        loaded = _load_folder(Path(source), split, resize_size, labelled)
     else:
         loaded = _load_tfds(source, split, resize_size, data_dir)
-    if len(loaded.class_names) < 2:
+    if labelled and len(loaded.class_names) < 2:
         raise DatasetError(
             f"{source} has a single class, {loaded.class_names[0]!r}. "
             "Expected at least two to tell apart."
@@ -225,8 +227,13 @@ def _load_shapes(split, resize_size):
     return IndexedPictures("shapes", shapes.CLASS_NAMES, indices, labels, resize_size, read)
 
 
-def _load_folder(root, split, resize_size):
+def _load_folder(root, split, resize_size, labelled):
     folder = next((root / name for name in FOLDERS[split] if (root / name).is_dir()), None)
+    if not labelled and not any((root / name).is_dir() for name in sum(FOLDERS.values(), ())):
+        paths = _pictures_in(root, "**/*")
+        if not paths:
+            raise DatasetError(f"{root} has no pictures.")
+        return _folder(root, ("pictures",), paths, [0] * len(paths), resize_size)
     if folder is None:
         raise DatasetError(
             f"{root} has no folder {' or '.join(FOLDERS[split])}. "
@@ -240,28 +247,31 @@ def _load_folder(root, split, resize_size):
         raise DatasetError(f"{folder / unknown[0]} is of a class that {train} does not have.")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        pictures = sorted(
-            path
-            for path in (folder / name).glob("*")
-            if path.suffix.lower() in SUFFIXES and path.is_file()
-        )
+        pictures = _pictures_in(folder / name, "*")
         if not pictures:
             raise DatasetError(f"{folder / name} has no pictures. Expected some of every class.")
-        paths.extend(map(str, pictures))
+        paths.extend(pictures)
         labels.extend([label] * len(pictures))
     if not paths:
         raise DatasetError(f"{folder} has no folders of pictures. Expected <class>/*.jpg in it.")
 
+    return _folder(root, _readable(classes), paths, labels, resize_size)
+
+
+def _folder(root, class_names, paths, labels, resize_size):
     def read(path):
         return images.centre_square(images.decode(tf.io.read_file(path)), resize_size)
 
     return IndexedPictures(
-        str(root),
-        _readable(classes),
-        np.array(paths),
-        np.array(labels, np.int32),
-        resize_size,
-        read,
+        str(root), class_names, np.array(paths), np.array(labels, np.int32), resize_size, read
+    )
+
+
+def _pictures_in(folder, pattern):
+    return sorted(
+        str(path)
+        for path in folder.glob(pattern)
+        if path.suffix.lower() in SUFFIXES and path.is_file()
     )
 
 
