@@ -142,7 +142,7 @@ def test_exemplars_may_come_one_by_one(rng):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": ["conv2", "conv9"]}, "conv1, conv2, conv3. Received: conv9"),
+        ({"layers": ["conv2", "conv9"]}, "conv1, conv2, conv3. Received: layer='conv9'"),
         ({"top_k": 0}, "top_k=0"),
         ({"repeats": 0}, "repeats=0"),
     ],

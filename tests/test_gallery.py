@@ -1,6 +1,8 @@
 import json
+import zipfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -175,6 +177,155 @@ def test_pictures_that_cannot_be_read_are_left_out_and_listed(
         np.testing.assert_allclose(found.activations, wanted.activations, rtol=1e-5)
 
 
+def test_a_layer_too_large_for_memory_is_made_in_parts(trained, pictures, tmp_path, monkeypatch):
+    gallery.make(trained, pictures, tmp_path / "whole", **SETTINGS)
+    monkeypatch.setattr(gallery, "MOST_BYTES", 60_000)
+    projected = []
+
+    def interrupt(stage, done, total):
+        projected.append(stage)
+        if stage == "projecting conv3" and projected.count(stage) > 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        gallery.make(trained, pictures, tmp_path / "out", on_progress=interrupt, **SETTINGS)
+    parts = sorted(path.name for path in (tmp_path / "out").glob(".conv3-*of*.npz"))
+    assert parts and len(parts) < int(parts[0].split("of")[1].split(".")[0])
+    gallery.make(trained, pictures, tmp_path / "out", **SETTINGS)
+
+    assert_same(tmp_path / "out", tmp_path / "whole")
+    for found, wanted in zip(
+        layers_of(tmp_path / "out"), layers_of(tmp_path / "whole"), strict=True
+    ):
+        np.testing.assert_array_equal(found.names, wanted.names)
+        assert found.layer == wanted.layer
+    files = [
+        sorted(path.relative_to(root) for path in root.rglob("*.*"))
+        for root in (tmp_path / "out", tmp_path / "whole")
+    ]
+    assert files[0] == files[1]
+    for path in (tmp_path / "whole").rglob("*.png"):
+        made = tmp_path / "out" / path.relative_to(tmp_path / "whole")
+        np.testing.assert_allclose(
+            np.asarray(Image.open(made), int), np.asarray(Image.open(path), int), atol=1
+        )
+
+
+def test_a_damaged_scan_is_named(trained, pictures, tmp_path):
+    gallery.make(trained, pictures, tmp_path / "out", **SETTINGS)
+    for damaged in (b"", b"PK\x03\x04 and nothing more"):
+        (tmp_path / "out" / "scan-1of1.npz").write_bytes(damaged)
+        with pytest.raises(GalleryError, match="scan-1of1.npz is damaged"):
+            gallery.make(trained, pictures, tmp_path / "out", **SETTINGS)
+
+
+def keras_model(size=(20, 24)):
+    """Layers of any name, a nested model, a window as large as the picture, and a softmax."""
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    inner = keras.Sequential(
+        [keras.Input((None, None, 4)), layers.Conv2D(5, 3, activation="relu", name="..")],
+        name="inner",
+    )
+    inputs = keras.Input((*size, 3))
+    maps = layers.Conv2D(4, 3, activation="relu", name="a b<i>")(inputs)
+    maps = layers.MaxPooling2D()(inner(maps))
+    maps = layers.Conv2D(3, 3, strides=2, padding="same", name="c")(maps)
+    maps = layers.ReLU(name="wide")(maps)
+    maps = layers.Conv2D(3, 5, padding="same", activation="relu", name="whole")(maps)
+    outputs = layers.Dense(2, activation="softmax", name="s")(layers.Flatten()(maps))
+    return keras.Model(inputs, outputs)
+
+
+def test_the_command_makes_a_gallery_of_a_keras_file(folder, tmp_path):
+    model = keras_model()
+    model.save(tmp_path / "mine.keras")
+    flat = tmp_path / "photos"
+    flat.mkdir()
+    for path in folder.rglob("*.png"):
+        (flat / path.name).write_bytes(path.read_bytes())
+    arguments = ["gallery", str(tmp_path / "mine.keras"), "--dataset", str(flat), "--top", "2"]
+    arguments += ["--preprocessing", "caffe", "--output", str(tmp_path / "out")]
+
+    result = CliRunner().invoke(cli, arguments)
+
+    assert result.exit_code == 0, result.output
+    found = LayerGallery.load(tmp_path / "out" / "whole.npz")
+    assert found.projections.shape == (3, 2, 20, 24, 3)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "a b&lt;i&gt;" in page and "<i>" not in page
+    for link in ("a_b_i_.npz", "__/0004.png", "wide.png", "whole/0000.png"):
+        assert f'"{link}"' in page
+        assert (tmp_path / "out" / link).exists()
+    assert not list(tmp_path.glob("*.npz"))
+    # By hand: what Keras makes of the pictures, blue first and ImageNet's mean taken off.
+    paths = sorted(flat.glob("*.png"))
+    squares = np.stack(
+        [images.centre_square(images.decode(path.read_bytes()), 24) for path in paths]
+    )
+    inputs = np.float32(images.centre_crop(squares, (20, 24)))[..., ::-1]
+    inputs = inputs - np.float32([103.939, 116.779, 123.68])
+    maps = keras.Model(model.input, model.get_layer("whole").output)(inputs).numpy()
+    for feature_map in range(3):
+        strongest = maps[..., feature_map].max(axis=(1, 2))
+        best = np.argsort(-strongest, kind="stable")[:2]
+        np.testing.assert_array_equal(
+            found.names[feature_map], [str(paths[number]) for number in best]
+        )
+        np.testing.assert_allclose(found.activations[feature_map], strongest[best], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mine.keras", "--layers", "s"], r"Layer 's' (Dense) has the activation softmax"),
+        (
+            ["mine.keras", "--layers", "x"],
+            "no layer 'x'. Expected one of a b<i>, .., wide, whole",
+        ),
+        (["mine.keras", "--input-size", "10x10"], "takes pictures of 20 x 24 pixels"),
+        (["mine.keras", "--input-size", "ten"], "Expected HEIGHTxWIDTH, such as 224x224"),
+        (["open.keras"], "leaves the size of its pictures open"),
+        (["linear.keras"], "has no layer of rectified maps that can be projected"),
+        (["text.keras"], "text.keras is not a .keras file"),
+        (["zip.keras"], "zip.keras does not load in Keras's safe mode"),
+        (["lambda.keras"], "lambda.keras does not load in Keras's safe mode"),
+        (["six.keras"], "takes pictures of 6 channels. Expected 1 or 3"),
+        (["none.keras"], "There is no file"),
+        (["folder", "--preprocessing", "tf"], "has its preprocessing and its size with it"),
+    ],
+)
+def test_keras_files_that_will_not_do_are_refused_in_one_line(
+    arguments, message, folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    layers, conv = keras.layers, keras.layers.Conv2D(2, 3, activation="relu")
+    if arguments[0] == "mine.keras":
+        keras_model().save("mine.keras")
+    elif arguments[0] == "open.keras":
+        keras.Sequential([keras.Input((None, None, 3)), conv]).save("open.keras")
+    elif arguments[0] == "linear.keras":
+        keras.Sequential([keras.Input((9, 9, 3)), layers.Conv2D(2, 3)]).save("linear.keras")
+    elif arguments[0] == "six.keras":
+        keras.Sequential([keras.Input((9, 9, 6)), conv]).save("six.keras")
+    elif arguments[0] == "lambda.keras":
+        hostile = layers.Lambda(lambda maps: maps)
+        keras.Sequential([keras.Input((9, 9, 3)), conv, hostile]).save("lambda.keras")
+    Path("text.keras").write_text("no archive")
+    with zipfile.ZipFile("zip.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    Path("folder").mkdir()
+    path, *options = arguments
+    command = ["gallery", path, "--dataset", str(folder), "--output", "out", *options]
+
+    result = CliRunner().invoke(cli, command)
+
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert len(result.output.splitlines()) == 1
+    assert not Path("out").exists()
+
+
 def test_chosen_maps_alone_are_projected(trained, pictures, tmp_path):
     gallery.make(trained, pictures, tmp_path / "all", **SETTINGS)
     gallery.make(trained, pictures, tmp_path / "some", feature_maps=[3, 1], **SETTINGS)
@@ -229,7 +380,7 @@ def test_what_is_there_already_is_not_lost(trained, pictures, tmp_path):
 
 
 def test_layers_and_maps_that_are_not_there_are_named(trained, pictures, tmp_path):
-    with pytest.raises(ValueError, match="conv1, conv2, conv3. Received: conv7"):
+    with pytest.raises(ValueError, match="conv1, conv2, conv3. Received: layer='conv7"):
         gallery.make(trained, pictures, tmp_path / "out", layers=["conv7"])
     with pytest.raises(ValueError, match="conv1 has feature maps 0 to 3. Received: 2, 4"):
         gallery.make(trained, pictures, tmp_path / "out", feature_maps=[2, 4])
@@ -249,7 +400,7 @@ def test_the_command_makes_a_gallery(export_dir, folder, tmp_path):
     assert LayerGallery.load(output / "conv2.npz").projections.shape[:2] == (6, 3)
     assert json.loads((output / "gallery.json").read_text())["settings"]["pictures"] == COUNT
     for wrong, message in (
-        (["--layers", "conv9"], "conv1, conv2, conv3. Received: conv9"),
+        (["--layers", "conv9"], "conv1, conv2, conv3. Received: layer='conv9"),
         (["--maps", "one"], "Expected numbers such as 1,2,5. Received: one"),
         (["--top", "4", "--layers", "conv2"], "holds a gallery with another top_k"),
     ):

@@ -60,7 +60,7 @@ def rectifiers_whose_gradient(signal_rule):
 
 def derive(model, pictures, found):
     """The gradients of single units times their activations, by Keras and TensorFlow alone."""
-    below = keras.Model(model.inputs, model.get_layer(found.layer).output)
+    below = keras.Model(model.input, model.get_layer(found.layer).output)
     projections = []
     for picture, feature_map, row, column in zip(
         found.pictures, found.feature_maps, found.rows, found.columns, strict=True
@@ -266,7 +266,7 @@ def test_maps_are_those_that_the_model_makes(branching, rng):
     found = Mirror(branching).rectified_maps(pictures, ["joined", "units"])
 
     for layer, maps in found.items():
-        own = keras.Model(branching.inputs, branching.get_layer(layer).output)(pictures)
+        own = keras.Model(branching.input, branching.get_layer(layer).output)(pictures)
         np.testing.assert_allclose(maps, np.reshape(own, maps.shape), rtol=1e-5, atol=1e-5)
     assert found["units"].shape == (2, 1, 1, 7)
 

@@ -109,12 +109,7 @@ class Scan:
             )
         self.strategy = strategy or tf.distribute.get_strategy()
         layers = deconvnet.feature_layers if layers is None else tuple(layers)
-        counts = deconvnet.feature_map_counts()
-        unknown = sorted(set(layers) - set(counts))
-        if unknown:
-            raise ValueError(
-                f"`layers` must be of {', '.join(counts)}. Received: {', '.join(unknown)}."
-            )
+        counts = {layer: deconvnet.feature_map_count(layer) for layer in layers}
         self.exemplars = {layer: Exemplars.none(layer, counts[layer], top_k) for layer in layers}
 
         def find(inputs, numbers, weakest):

@@ -3,14 +3,20 @@
 Two passes over a data set: one that finds the exemplars (`zfkeras.exemplars`), and one that reads
 their pictures again, layer by layer, and projects them. A folder holds the numbers, contact sheets
 and a page to look at them; what is in it already is not done again.
+
+Several workers share the work through the folder alone: each looks at its own pictures, then each
+projects its own feature maps, and the first one puts together what all have made. So a worker that
+stops holds the others up, but loses nothing, and goes on when it is started again.
 """
 
 import dataclasses
 import hashlib
 import html
 import json
+import re
 import string
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +25,15 @@ import tensorflow as tf
 
 from zfkeras import rendering
 from zfkeras.data import batches, images
-from zfkeras.deconvnet import Deconvnet
 from zfkeras.exemplars import ARRAYS, Exemplars, Scan
-from zfkeras.training.strategy import distribute, make_strategy
+from zfkeras.training.strategy import distribute, make_strategy, this_worker
 from zfkeras.writing import replacing
 
-SETTINGS, STATE = "gallery.json", "scan.npz"
+SETTINGS = "gallery.json"
 SECONDS_BETWEEN_SAVES = 30
+SECONDS_BETWEEN_LOOKS = 1
+# Projections and patches that are held in memory at a time.
+MOST_BYTES = 512 * 2**20
 LAYER_SHEET_TILE, LAYER_SHEET_COLUMNS = 32, 12
 
 
@@ -59,10 +67,11 @@ class LayerGallery:
     projections: np.ndarray
     patches: np.ndarray
 
-    def save(self, path):
+    def save(self, path, compress=True):
         """Writes all arrays into one `.npz` file."""
+        write = np.savez_compressed if compress else np.savez
         with replacing(path) as beside, beside.open("wb") as file:
-            np.savez_compressed(file, **dataclasses.asdict(self))
+            write(file, **dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path):
@@ -86,68 +95,82 @@ def make(
     """Makes a gallery, or goes on with one that was interrupted.
 
     Args:
-        trained: A `zfkeras.export.Trained` network.
+        trained: A `zfkeras.trained.Trained` network.
         pictures: `IndexedPictures` or `StreamedPictures` of its mean image's side.
         output: Folder of the gallery, made if missing.
-        layers: Names of layers; all if None.
+        layers: Names of layers; all that are rectified if None.
         top_k, repeats: As in `zfkeras.exemplars.Scan`.
         feature_maps: Which feature maps of every layer to project, or a dictionary that says so of
             each layer; all if None.
         batch_size: Pictures, or projections, at a time.
-        strategy: `"default"` or `"mirrored"`, see `zfkeras.training.strategy`.
+        strategy: See `zfkeras.training.strategy`. With `"multi_worker_mirrored"` each worker that
+            `TF_CONFIG` lists is to make the same gallery in the same folder, which all can reach.
         on_progress: Called with what is being done, how much of it is done, and how much there is.
 
     Returns:
-        The settings and findings that `gallery.json` holds.
+        The settings and findings that `gallery.json` holds; of another worker than the first one,
+        those that it knows of.
 
     Raises:
         GalleryError: If the folder holds something else, or another gallery.
         ValueError: If a layer or a feature map is unknown.
     """
-    output, deconvnet = Path(output), Deconvnet(trained.model)
+    output, deconvnet, share = Path(output), trained.deconvnet(), batches.WHOLE
+    if strategy == "multi_worker_mirrored":
+        # The workers have nothing to tell each other that does not go through the folder.
+        share, strategy = batches.Share(*this_worker()), "mirrored"
     layers = deconvnet.feature_layers if layers is None else tuple(layers)
     scan = Scan(deconvnet, layers, top_k, repeats, make_strategy(strategy))
-    counts = deconvnet.feature_map_counts()
     by_layer = feature_maps if isinstance(feature_maps, dict) else {}
     chosen = {
-        layer: _chosen_maps(by_layer.get(layer, feature_maps), layer, counts[layer])
+        layer: _chosen_maps(
+            by_layer.get(layer, feature_maps), layer, deconvnet.feature_map_count(layer)
+        )
         for layer in layers
     }
     settings = {
-        "weights": _fingerprint(trained.model),
+        "weights": _fingerprint(trained),
+        "preprocessing": trained.preprocessing,
         "dataset": pictures.source,
         "pictures": pictures.count,
         "layers": list(layers),
         "top_k": top_k,
         "repeats": repeats,
         "feature_maps": {layer: maps.tolist() for layer, maps in chosen.items()},
+        "workers": share.workers,
     }
-    findings = _claim(output, settings)
-    if "unreadable" not in findings:
-        started = time.monotonic()
-        lost = _scan(scan, trained, pictures, output, batch_size, on_progress)
-        findings["unreadable"] = [pictures.name(number) for number in lost]
-        findings["scan_seconds"] = round(time.monotonic() - started, 1)
-        _write_settings(output, settings, findings)
-    else:
-        _restore(scan, output)
-    for layer in layers:
+    findings = _claim(output, settings, share)
+    lost, findings["scan_seconds"] = _scan(
+        scan, deconvnet, trained, pictures, output, batch_size, share, on_progress
+    )
+    for worker in range(share.workers):
+        if worker != share.worker:
+            lost += _merge(scan, output, pictures.count, worker, share, on_progress)
+    findings["unreadable"] = [pictures.name(number) for number in sorted(lost)]
+    for layer, file in file_names(layers).items():
         if layer in findings["projection_seconds"]:
             continue
-        started = time.monotonic()
-        made = _project(
-            deconvnet, scan.exemplars[layer], chosen[layer], trained, pictures, batch_size,
-            lambda done, total, layer=layer: on_progress(f"projecting {layer}", done, total),
+        work = _LayerWork(
+            deconvnet, scan.exemplars[layer], chosen[layer], trained, pictures, output, file,
+            batch_size, share,
         )  # fmt: skip
-        made.save(output / f"{layer}.npz")
-        findings["projection_seconds"][layer] = round(time.monotonic() - started, 1)
-        _draw(made, output)
-        findings["drawing_seconds"][layer] = round(
-            time.monotonic() - started - findings["projection_seconds"][layer], 1
-        )
-        _write_settings(output, settings, findings)
-    _write_page(output, settings, findings)
+        spent = work.do(lambda *news, layer=layer: on_progress(f"projecting {layer}", *news))
+        findings["projection_seconds"][layer], findings["drawing_seconds"][layer] = spent
+        if not share.worker:
+            _write_settings(output, settings, findings)
+    if not share.worker:
+        _write_page(output, settings, findings)
     return {**settings, **findings}
+
+
+def file_names(layers):
+    """`{layer: name of its files}`: a layer's name may hold what a file's must not."""
+    names = {}
+    for layer in layers:
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", layer)[:100]
+        others = (f"{name}-{count}" for count in range(2, len(layers) + 2))
+        names[layer] = next(one for one in (name, *others) if one not in names.values())
+    return names
 
 
 def _chosen_maps(feature_maps, layer, count):
@@ -162,16 +185,18 @@ def _chosen_maps(feature_maps, layer, count):
     return chosen
 
 
-def _fingerprint(model):
+def _fingerprint(trained):
     digest = hashlib.sha256()
-    for weight in model.get_weights():
+    for weight in (*trained.model.get_weights(), trained.mean_image):
         digest.update(np.ascontiguousarray(weight))
     return digest.hexdigest()[:16]
 
 
-def _claim(output, settings):
+def _claim(output, settings, share):
     """What is already known of the gallery in a folder, which must be this one or empty."""
     path = output / SETTINGS
+    while share.worker and not path.exists():
+        time.sleep(SECONDS_BETWEEN_LOOKS)
     if not path.exists():
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise GalleryError(f"{output} holds something else. Expected a new or empty folder.")
@@ -182,6 +207,7 @@ def _claim(output, settings):
     try:
         found = json.loads(path.read_text())
         changed = [name for name, value in settings.items() if found["settings"][name] != value]
+        findings = found["findings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GalleryError(f"{path} is damaged.") from error
     if changed:
@@ -189,7 +215,7 @@ def _claim(output, settings):
             f"{output} holds a gallery with another {' and '.join(changed)}. "
             "Expected the same, or a new folder."
         )
-    return found["findings"]
+    return findings
 
 
 def _write_settings(output, settings, findings):
@@ -197,14 +223,20 @@ def _write_settings(output, settings, findings):
         beside.write_text(json.dumps({"settings": settings, "findings": findings}, indent=2))
 
 
-def _scan(scan, trained, pictures, output, batch_size, on_progress):
-    """Looks at every picture; gives the numbers of those that cannot be read."""
-    first, seen = _restore(scan, output), np.zeros(pictures.count, bool)
-    seen[:first] = True
-    if first:
-        with np.load(output / STATE) as state:
-            seen[state["unreadable"]] = False
-    input_size = tuple(trained.model.input_shape[1:3])
+def _scan(scan, deconvnet, trained, pictures, output, batch_size, share, on_progress):
+    """Looks at a worker's own pictures.
+
+    Returns:
+        The numbers of those that cannot be read, and the seconds that it took.
+    """
+    state = _state(output, share.worker, share)
+    seen = ~batches.own_pictures(pictures.count, share)
+    first, seconds = 0, 0.0
+    if state.exists():
+        first, lost, seconds = _restore(scan, state)
+        seen[:first] = True
+        seen[lost] = False
+    input_size, started = deconvnet.input_shape[:2], time.monotonic()
     mean_image = tf.constant(trained.mean_image)
 
     @tf.function(autograph=False)
@@ -214,10 +246,11 @@ def _scan(scan, trained, pictures, output, batch_size, on_progress):
             (squares,),
         )
 
-    iterator = distribute(
-        scan.strategy,
-        lambda share: batches.numbered_batches(pictures, batch_size, first, share),
-    )
+    def numbered(devices):
+        own = dataclasses.replace(share, replicas=devices.replicas)
+        return batches.numbered_batches(pictures, batch_size, first, own)
+
+    iterator = distribute(scan.strategy, numbered) if first < pictures.count else None
     saved = time.monotonic()
     while first < pictures.count:
         squares, numbers = next(iterator)
@@ -232,106 +265,227 @@ def _scan(scan, trained, pictures, output, batch_size, on_progress):
             first = int(numbers_seen.max()) + 1
         on_progress("scanning", first, pictures.count)
         if first == pictures.count or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-            _save(scan, first, np.flatnonzero(~seen[:first]), output)
-            saved = time.monotonic()
-    return np.flatnonzero(~seen)
+            seconds += time.monotonic() - started
+            started = saved = time.monotonic()
+            _save(scan, first, np.flatnonzero(~seen[:first]), seconds, state)
+    return np.flatnonzero(~seen).tolist(), round(seconds, 1)
 
 
-def _save(scan, first, unreadable, output):
+def _state(output, worker, share):
+    return output / f"scan-{worker + 1}of{share.workers}.npz"
+
+
+def _save(scan, first, unreadable, seconds, path):
     arrays = {
         f"{layer}/{name}": getattr(found, name)
         for layer, found in scan.exemplars.items()
         for name in ARRAYS
     }
-    with replacing(output / STATE) as beside, beside.open("wb") as file:
-        np.savez(file, first=first, unreadable=unreadable, **arrays)
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.savez(file, first=first, unreadable=unreadable, seconds=seconds, **arrays)
 
 
-def _restore(scan, output):
-    """Goes on from a saved scan, if there is one; gives the number of the next picture."""
-    path = output / STATE
-    if not path.exists():
-        return 0
+def _restore(scan, path):
+    """Adds a saved scan; gives its next picture, the unreadable ones, and the seconds it took."""
     try:
-        with np.load(path) as state:
+        with path.open("rb") as file, np.load(file) as state:
             for layer in scan.exemplars:
                 found = {name: state[f"{layer}/{name}"] for name in ARRAYS}
-                scan.exemplars[layer] = Exemplars(layer, **found)
-            return int(state["first"])
-    except (OSError, ValueError, KeyError) as error:
+                scan.exemplars[layer] = scan.exemplars[layer].merged(Exemplars(layer, **found))
+            return int(state["first"]), state["unreadable"].tolist(), float(state["seconds"])
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise GalleryError(f"{path} is damaged.") from error
 
 
-def _project(deconvnet, exemplars, chosen, trained, pictures, batch_size, on_progress):
-    units = {name: getattr(exemplars, name)[chosen] for name in ARRAYS}
-    shape = units["pictures"].shape
-    flat = {name: array.ravel() for name, array in units.items()}
-    flat["feature_maps"] = np.repeat(chosen, shape[1])
-    fired = np.flatnonzero(flat["pictures"] >= 0)
-    size = deconvnet.window_size(exemplars.layer)
-    boxes, windows = (np.zeros((flat["pictures"].size, 4), np.int32) for _ in range(2))
-    projections = np.zeros((flat["pictures"].size, *size, 3), np.float32)
-    patches = np.full(projections.shape, rendering.GREY, np.uint8)
-    names = np.full(flat["pictures"].size, "", object)
-    input_size, done = trained.model.input_shape[1:3], 0
-    wanted = np.unique(flat["pictures"][fired])
-    for squares, numbers in batches.chosen_batches(pictures, wanted, batch_size):
-        inputs = images.centre_crop(images.subtract_mean(squares, trained.mean_image), input_size)
-        seen, numbers = images.centre_crop(squares, input_size).numpy(), numbers.numpy()
-        own = fired[np.isin(flat["pictures"][fired], numbers)]
-        owners = np.searchsorted(numbers, flat["pictures"][own])
-        found = deconvnet.project_in_windows(
-            inputs,
+def _merge(scan, output, count, worker, share, on_progress):
+    """Adds what another worker has found, once it has; gives the pictures it could not read."""
+    path = _state(output, worker, share)
+    while True:
+        if path.exists():
+            with np.load(path) as state:
+                first = int(state["first"])
+            if first == count:
+                return _restore(scan, path)[1]
+            on_progress(f"waiting for worker {worker + 1}", first, count)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+class _LayerWork:
+    """Projecting and drawing one layer, in parts that fit into memory and that workers share.
+
+    Args:
+        exemplars: The layer's `Exemplars`.
+        chosen: int array, which feature maps.
+        file: Name of the layer's files.
+    """
+
+    def __init__(
+        self, deconvnet, exemplars, chosen, trained, pictures, output, file, batch_size, share
+    ):
+        self._deconvnet, self._exemplars, self._trained = deconvnet, exemplars, trained
+        self._pictures, self._batch_size, self._share = pictures, batch_size, share
+        self._folder, self._whole = output / file, output / f"{file}.npz"
+        height, width = deconvnet.window_size(exemplars.layer)
+        pixels = chosen.size * exemplars.pictures.shape[1] * height * width * 3
+        bytes_needed = pixels * (np.dtype(np.float32).itemsize + np.dtype(np.uint8).itemsize)
+        count = min(max(-(-bytes_needed // MOST_BYTES), share.workers), chosen.size)
+        self._parts = [
+            (output / f".{file}-{index + 1}of{count}.npz", maps)
+            for index, maps in enumerate(np.array_split(chosen, count))
+        ]
+
+    def do(self, on_progress):
+        """Does this worker's part of it; gives the seconds spent projecting and drawing."""
+        projecting, drawing = 0.0, 0.0
+        for path, maps in self._parts[self._share.worker :: self._share.workers]:
+            # In this order: parts go away once the whole is there.
+            if path.exists() or self._whole.exists():
+                continue
+            started = time.monotonic()
+            made = self._project(maps, on_progress)
+            projected = time.monotonic()
+            _draw_maps(made, self._folder)
+            drawn = time.monotonic()
+            made.save(path, compress=len(self._parts) == 1)
+            projecting += projected - started + time.monotonic() - drawn
+            drawing += drawn - projected
+        if not self._share.worker:
+            started = time.monotonic()
+            self._wait(on_progress)
+            paths = [path for path, _ in self._parts]
+            if not self._whole.exists():
+                _join(paths, self._whole)
+            projecting += time.monotonic() - started
+            started = time.monotonic()
+            _draw_layer(paths if paths[0].exists() else [self._whole], self._folder)
+            for path in paths:
+                path.unlink(missing_ok=True)
+            drawing += time.monotonic() - started
+        return round(projecting, 1), round(drawing, 1)
+
+    def _wait(self, on_progress):
+        while not self._whole.exists():
+            there = sum(path.exists() for path, _ in self._parts)
+            if there == len(self._parts):
+                return
+            on_progress(there, len(self._parts))
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _project(self, chosen, on_progress):
+        exemplars, pictures = self._exemplars, self._pictures
+        units = {name: getattr(exemplars, name)[chosen] for name in ARRAYS}
+        shape = units["pictures"].shape
+        flat = {name: array.ravel() for name, array in units.items()}
+        flat["feature_maps"] = np.repeat(chosen, shape[1])
+        fired = np.flatnonzero(flat["pictures"] >= 0)
+        size = self._deconvnet.window_size(exemplars.layer)
+        boxes, windows = (np.zeros((flat["pictures"].size, 4), np.int32) for _ in range(2))
+        projections = np.zeros((flat["pictures"].size, *size, 3), np.float32)
+        patches = np.full(projections.shape, rendering.GREY, np.uint8)
+        names = np.full(flat["pictures"].size, "", object)
+        input_size, done = self._deconvnet.input_shape[:2], 0
+        wanted = np.unique(flat["pictures"][fired])
+        for squares, numbers in batches.chosen_batches(pictures, wanted, self._batch_size):
+            inputs = images.centre_crop(
+                images.subtract_mean(squares, self._trained.mean_image), input_size
+            )
+            seen, numbers = images.centre_crop(squares, input_size).numpy(), numbers.numpy()
+            own = fired[np.isin(flat["pictures"][fired], numbers)]
+            owners = np.searchsorted(numbers, flat["pictures"][own])
+            found = self._deconvnet.project_in_windows(
+                inputs,
+                exemplars.layer,
+                owners,
+                *(flat[name][own] for name in ("feature_maps", "rows", "columns")),
+                batch_size=self._batch_size,
+            )
+            boxes[own], windows[own] = found.boxes, found.windows
+            projections[own] = found.projections
+            for unit, owner in zip(own, owners, strict=True):
+                patches[unit] = rendering.cut(seen[owner], windows[unit], rendering.GREY)
+                names[unit] = pictures.name(flat["pictures"][unit])
+            done += len(own)
+            on_progress(done, len(fired))
+
+        def by_map(array):
+            return array.reshape(*shape, *array.shape[1:])
+
+        return LayerGallery(
             exemplars.layer,
-            owners,
-            *(flat[name][own] for name in ("feature_maps", "rows", "columns")),
-            batch_size=batch_size,
+            chosen,
+            **units,
+            names=by_map(names.astype(str)),
+            boxes=by_map(boxes),
+            windows=by_map(windows),
+            projections=by_map(projections),
+            patches=by_map(patches),
         )
-        boxes[own], windows[own], projections[own] = found.boxes, found.windows, found.projections
-        for unit, owner in zip(own, owners, strict=True):
-            patches[unit] = rendering.cut(seen[owner], windows[unit], rendering.GREY)
-            names[unit] = pictures.name(flat["pictures"][unit])
-        done += len(own)
-        on_progress(done, len(fired))
-
-    def by_map(array):
-        return array.reshape(*shape, *array.shape[1:])
-
-    return LayerGallery(
-        exemplars.layer,
-        chosen,
-        **units,
-        names=by_map(names.astype(str)),
-        boxes=by_map(boxes),
-        windows=by_map(windows),
-        projections=by_map(projections),
-        patches=by_map(patches),
-    )
 
 
-def _draw(made, output):
-    """One sheet for every feature map, and one small one for the layer."""
-    small = []
-    for index, feature_map in enumerate(made.feature_maps):
-        for size, keep in (
-            (rendering.TILE, lambda sheet, path: rendering.save(sheet, path)),
-            (LAYER_SHEET_TILE, lambda sheet, path: small.append(sheet)),
-        ):
-            left, right = (
-                rendering.contact_sheet([rendering.enlarge(tile, size) for tile in tiles])
-                for tiles in (
-                    [rendering.draw_signed(one) for one in made.projections[index]],
-                    list(made.patches[index]),
+def _join(paths, whole):
+    """Puts the parts of a layer together, one array of one part in memory at a time."""
+    if len(paths) == 1:
+        paths[0].replace(whole)
+        return
+    with replacing(whole) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+        for field in dataclasses.fields(LayerGallery):
+            with archive.open(f"{field.name}.npy", "w", force_zip64=True) as file:
+                if field.name == "layer":
+                    with np.load(paths[0]) as part:
+                        np.lib.format.write_array(file, part["layer"])
+                    continue
+                shapes, kinds = zip(
+                    *(_shape_and_kind(path, field.name) for path in paths), strict=True
                 )
-            )
-            gap = np.full((len(left), rendering.GAP, 3), rendering.BACKGROUND, np.uint8)
-            keep(
-                np.concatenate([left, gap, right], axis=1),
-                output / made.layer / f"{feature_map:04}.png",
-            )
+                kind = np.result_type(*kinds)  # Names may be longer in another part.
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(kind),
+                    "fortran_order": False,
+                    "shape": (sum(shape[0] for shape in shapes), *shapes[0][1:]),
+                }
+                np.lib.format.write_array_header_2_0(file, header)
+                for path in paths:
+                    with np.load(path) as part:
+                        file.write(np.ascontiguousarray(part[field.name], kind).data.cast("B"))
+
+
+def _shape_and_kind(path, name):
+    """Of an array in an `.npz` file, without reading the array."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        np.lib.format.read_magic(file)
+        shape, _, kind = np.lib.format.read_array_header_1_0(file)
+        return shape, kind
+
+
+def _draw_maps(made, folder):
+    """One sheet for every feature map."""
+    for index, feature_map in enumerate(made.feature_maps):
+        rendering.save(_draw_map(made, index, rendering.TILE), folder / f"{feature_map:04}.png")
+
+
+def _draw_layer(paths, folder):
+    """One sheet for the layer, from the files of its parts."""
+    small = []
+    for path in paths:
+        made = LayerGallery.load(path)
+        small += [
+            _draw_map(made, index, LAYER_SHEET_TILE) for index in range(len(made.feature_maps))
+        ]
     columns = min(LAYER_SHEET_COLUMNS, len(small))
     sheet = rendering.contact_sheet(small, columns, gap=4 * rendering.GAP)
-    rendering.save(sheet, output / f"{made.layer}.png")
+    rendering.save(sheet, folder.with_suffix(".png"))
+
+
+def _draw_map(made, index, size):
+    left, right = (
+        rendering.contact_sheet([rendering.enlarge(tile, size) for tile in tiles])
+        for tiles in (
+            [rendering.draw_signed(one) for one in made.projections[index]],
+            list(made.patches[index]),
+        )
+    )
+    gap = np.full((len(left), rendering.GAP, 3), rendering.BACKGROUND, np.uint8)
+    return np.concatenate([left, gap, right], axis=1)
 
 
 _PAGE = string.Template("""<!doctype html>
@@ -363,21 +517,22 @@ $sections
 
 
 def _write_page(output, settings, findings):
-    sections = []
-    for layer in settings["layers"]:
-        made = LayerGallery.load(output / f"{layer}.npz")
-        figures = []
-        for feature_map, activations in zip(made.feature_maps, made.activations, strict=True):
-            path = f"{layer}/{feature_map:04}.png"
-            fired = f"{activations[0]:.4g}" if activations[0] > 0 else "never fired"
+    sections, files = [], file_names(settings["layers"])
+    for layer, file in files.items():
+        with np.load(output / f"{file}.npz") as arrays:
+            feature_maps, strongest = arrays["feature_maps"], arrays["activations"][:, 0]
+        figures, name = [], html.escape(layer)
+        for feature_map, activation in zip(feature_maps, strongest, strict=True):
+            path = f"{file}/{feature_map:04}.png"
+            fired = f"{activation:.4g}" if activation > 0 else "never fired"
             figures.append(
-                f'<figure id="{layer}-{feature_map}"><a href="{path}"><img loading="lazy" '
-                f'src="{path}" alt="{layer}, feature map {feature_map}"></a>'
+                f'<figure id="{file}-{feature_map}"><a href="{path}"><img loading="lazy" '
+                f'src="{path}" alt="{name}, feature map {feature_map}"></a>'
                 f"<figcaption>map {feature_map}: {fired}</figcaption></figure>"
             )
         sections.append(
-            f'<h2 id="{layer}">{layer}</h2>\n<p><a href="{layer}.png">All on one sheet</a>, '
-            f'<a href="{layer}.npz">all numbers</a></p>\n<div class="maps">'
+            f'<h2 id="{file}">{name}</h2>\n<p><a href="{file}.png">All on one sheet</a>, '
+            f'<a href="{file}.npz">all numbers</a></p>\n<div class="maps">'
             + "\n".join(figures)
             + "</div>"
         )
@@ -386,7 +541,9 @@ def _write_page(output, settings, findings):
         repeats=settings["repeats"],
         count=f"{settings['pictures'] - len(findings['unreadable']):,}",
         dataset=html.escape(settings["dataset"]),
-        layers=", ".join(f'<a href="#{layer}">{layer}</a>' for layer in settings["layers"]),
+        layers=", ".join(
+            f'<a href="#{file}">{html.escape(layer)}</a>' for layer, file in files.items()
+        ),
         sections="\n".join(sections),
     )
     with replacing(output / "index.html") as beside:

@@ -152,7 +152,8 @@ def twin(layer, **changes):
         contained = isinstance(value, list | dict | set)
         other.__dict__[name] = copy.copy(value) if contained else value
     # Past Keras's own attribute setter, which would keep books on the layer of the user.
-    other.__dict__.update({"activity_regularizer": None, **changes})
+    # A name may hold what the scopes of a TensorFlow graph must not.
+    other.__dict__.update({"activity_regularizer": None, "name": "layer", **changes})
 
     def run(*args, **kwargs):
         if kwargs.get("training"):

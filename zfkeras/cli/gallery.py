@@ -6,7 +6,7 @@ import click
 
 from zfkeras.choices import STRATEGIES
 from zfkeras.cli.errors import OneLineCommand, one_line_errors
-from zfkeras.cli.options import dataset_options, layers_option, numbers
+from zfkeras.cli.options import dataset_options, keras_file_options, layers_option, numbers
 from zfkeras.cli.progress import Stages
 from zfkeras.cli.startup import import_tensorflow
 
@@ -33,29 +33,45 @@ from zfkeras.cli.startup import import_tensorflow
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option(
     "--strategy",
-    type=click.Choice([name for name in STRATEGIES if name != "multi_worker_mirrored"]),
+    type=click.Choice(STRATEGIES),
     default="default",
     show_default=True,
 )
+@keras_file_options
 @one_line_errors
 def gallery(
-    model, dataset, data_dir, split, output, layers, top, repeats, maps, batch_size, strategy
+    model,
+    dataset,
+    data_dir,
+    split,
+    output,
+    layers,
+    top,
+    repeats,
+    maps,
+    batch_size,
+    strategy,
+    preprocessing,
+    input_size,
 ):
     """Show what every feature map of MODEL looks for: Figure 2 of a whole network.
 
-    MODEL is a training run or an exported model.
+    MODEL is a training run, an exported model or a .keras file. The data set may also be a folder
+    of pictures without classes.
 
     \b
     Example:
         zfkeras gallery exported/zfnet-imagenette --dataset shapes --output gallery
+        zfkeras gallery vgg16.keras --preprocessing caffe --dataset photos --output gallery
     """
     import_tensorflow()
-    from zfkeras import export
     from zfkeras import gallery as galleries
+    from zfkeras import trained as networks
     from zfkeras.data import datasets
 
-    trained = export.load_trained(model)
-    pictures = datasets.load(dataset, split, len(trained.mean_image), data_dir)
+    trained = networks.load(model, preprocessing, input_size)
+    side = len(trained.mean_image)
+    pictures = datasets.load(dataset, split, side, data_dir, labelled=False)
     with Stages() as show:
         made = galleries.make(
             trained,

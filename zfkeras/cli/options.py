@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from zfkeras.choices import PREPROCESSINGS
+
 EXAMPLE_MODEL = Path("exported/zfnet-imagenette")
 
 model_option = click.option(
@@ -45,6 +47,34 @@ def dataset_options(split):
         return command
 
     return decorate
+
+
+def size(context, parameter, value):
+    """Callback of an option that takes a height and a width, such as 224x224."""
+    if value is None:
+        return None
+    height, _, width = value.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise click.BadParameter(f"Expected HEIGHTxWIDTH, such as 224x224. Received: {value}.")
+    return int(height), int(width)
+
+
+def keras_file_options(command):
+    """Options that say how a .keras file wants its pictures."""
+    command = click.option(
+        "--input-size",
+        metavar="HEIGHTxWIDTH",
+        callback=size,
+        help="Of a .keras file that leaves it open.",
+    )(command)
+    return click.option(
+        "--preprocessing",
+        type=click.Choice(PREPROCESSINGS),
+        default="none",
+        show_default=True,
+        help="What a .keras file was trained with and does not do itself: pixels as they are, from "
+        "0 to 1, or what keras.applications calls tf, torch and caffe.",
+    )(command)
 
 
 def names(context, parameter, value):

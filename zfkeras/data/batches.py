@@ -66,7 +66,7 @@ def training_batches(pictures, batch_size, seed, epoch, first_step=0, share=WHOL
         draws = tf.random.stateless_uniform((DRAWS,), tf.stack([order, position]))
         return image, label, weight, draws
 
-    return _batches(pictures, batch_size, order, first_step * batch_size, share, with_draws)
+    return _in_step(pictures, batch_size, order, first_step * batch_size, share, with_draws)
 
 
 def evaluation_batches(pictures, batch_size, share=WHOLE):
@@ -78,7 +78,7 @@ def evaluation_batches(pictures, batch_size, share=WHOLE):
     Returns:
         Dataset of `(images, labels, weights)`, as there.
     """
-    return _batches(
+    return _in_step(
         pictures, batch_size, None, 0, share, lambda _, image, label, weight: (image, label, weight)
     )
 
@@ -86,33 +86,57 @@ def evaluation_batches(pictures, batch_size, share=WHOLE):
 def numbered_batches(pictures, batch_size, first=0, share=WHOLE):
     """Every picture from one on and its number, but for those that cannot be read.
 
+    Workers need not keep step: each has every so manieth picture and batches of its own.
+
     Args:
-        pictures, batch_size, share: As in `training_batches`.
+        pictures: As in `training_batches`.
+        batch_size: Pictures per batch of this worker; must divide among its devices.
         first: Number of the first picture, as stored.
+        share: Whose pictures to give.
 
     Returns:
         Dataset of `(images, numbers)`, as there and int64 `(part,)`; then padding without end,
         which has the number -1.
     """
 
+    def own(numbered):
+        if share.workers == 1:
+            return numbered
+        return numbered.filter(lambda number, _: number % share.workers == share.worker)
+
     def with_number(position, image, label, weight):
         return image, tf.where(weight > 0, position, -1)
 
     return _batches(
-        pictures, batch_size, None, first, share, with_number, leave_out_unreadable=True
+        pictures, own, batch_size, None, first, share, with_number, leave_out_unreadable=True
     )
 
 
-def _batches(pictures, batch_size, order, first, share, finish, leave_out_unreadable=False):
+def own_pictures(count, share):
+    """Which pictures `numbered_batches` gives a worker: bool `(count,)`."""
+    return np.arange(count) % share.workers == share.worker
+
+
+def _in_step(pictures, batch_size, order, first, share, finish):
+    """Batches that all workers take together, each its part of every one."""
+    part = batch_size // share.workers
+
+    def own(numbered):
+        if share.workers == 1:
+            return numbered
+        return numbered.batch(part).shard(share.workers, share.worker).unbatch()
+
+    return _batches(pictures, own, part, order, first, share, finish)
+
+
+def _batches(pictures, own, batch_size, order, first, share, finish, leave_out_unreadable=False):
+    """A worker's own of all numbered records, `batch_size` at a time for all of its devices."""
     records = pictures.records(order)
     padding = tf.nest.map_structure(
         lambda spec: tf.zeros(spec.shape, spec.dtype), records.element_spec
     )
     records = records.concatenate(tf.data.Dataset.from_tensors(padding).repeat())
-    numbered = records.enumerate().skip(first)
-    part = batch_size // share.workers
-    if share.workers > 1:
-        numbered = numbered.batch(part).shard(share.workers, share.worker).unbatch()
+    numbered = own(records.enumerate().skip(first))
 
     def read(position, record):
         key, label = record
@@ -126,7 +150,7 @@ def _batches(pictures, batch_size, order, first, share, finish, leave_out_unread
     examples = numbered.map(read, num_parallel_calls=os.cpu_count())
     if leave_out_unreadable:
         examples = examples.ignore_errors()
-    batches = examples.batch(part // share.replicas, drop_remainder=True)
+    batches = examples.batch(batch_size // share.replicas, drop_remainder=True)
     return without_autotuning(batches.prefetch(2 * share.replicas))
 
 

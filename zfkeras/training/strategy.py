@@ -59,6 +59,23 @@ def is_chief(strategy):
     )
 
 
+def this_worker():
+    """`(number, count)`: which of the workers that `TF_CONFIG` lists this one is, from 0.
+
+    Nothing is started and nobody is asked: it says how work is shared that needs no talk.
+    """
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    cluster = resolver.cluster_spec().as_dict()
+    chiefs, workers = len(cluster.get("chief", ())), len(cluster.get("worker", ()))
+    if resolver.task_type not in ("chief", "worker") or not chiefs + workers:
+        raise ValueError(
+            "Several workers need the environment variable TF_CONFIG, which lists the workers and "
+            "says which of them this one is."
+        )
+    first = chiefs if resolver.task_type == "worker" else 0
+    return first + resolver.task_id, chiefs + workers
+
+
 def distribute(strategy, batches):
     """Iterator over batches, each device of the strategy getting its part.
 
