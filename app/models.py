@@ -1,4 +1,4 @@
-"""Exported models for the pages: opened once and shared by all sessions."""
+"""Exported models for the pages: chosen in the sidebar, opened once and shared by all sessions."""
 
 from pathlib import Path
 
@@ -30,3 +30,21 @@ def open_model(version):
         return _open(version, (version / "saved_model.pb").stat().st_mtime_ns)
     except (export.ModelError, OSError) as error:
         return str(error)
+
+
+def choose():
+    """The model and the layer chosen in the sidebar; stops the page where there is none."""
+    with st.sidebar:
+        folder = st.text_input("Folder of models", str(EXPORTED), key="folder")
+        found = versions(folder)
+        if not found:
+            st.error(f"{folder} holds no exported model. Expected <name>/<version>/saved_model.pb.")
+            st.stop()
+        st.selectbox("Model", found, format_func=label, key="version")
+        model = open_model(st.session_state.version)
+        if isinstance(model, str):
+            st.error(model)
+            st.stop()
+        layers = model.feature_layers
+        layer = st.select_slider("Layer", layers, value=layers[-1], key="layer")
+    return model, layer

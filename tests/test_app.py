@@ -1,4 +1,7 @@
 import io
+import itertools
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -6,6 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
+
+from zfkeras import gallery, trained
+from zfkeras.data import datasets
 
 APP = Path(__file__).parents[1] / "app"
 
@@ -100,3 +106,95 @@ def test_a_picture_of_ones_own_is_projected(app):
     assert not app.exception
     assert not app.error
     assert app.subheader[1].value == "Strongest feature maps of conv3"
+
+
+@pytest.fixture(scope="module")
+def gallery_dir(export_dir, tmp_path_factory):
+    """A gallery of eight pictures, in which one feature map never fires."""
+    root, rng = tmp_path_factory.mktemp("gallery"), np.random.default_rng(0)
+    for index in range(8):
+        picture = rng.integers(0, 255, (45, 50, 3), dtype=np.uint8)
+        (root / "photos").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(root / "photos" / f"{index}.png")
+    network = trained.load(export_dir)
+    bias = network.model.get_layer("conv3").bias
+    bias.assign(np.where(np.arange(5) == 2, -1e9, np.asarray(bias)))
+    pictures = datasets.load(str(root / "photos"), "validation", 41, labelled=False)
+    gallery.make(network, pictures, root / "out", ["conv1", "conv3"], top_k=3)
+    return root / "out"
+
+
+def open_gallery(app, folder):
+    app.session_state["gallery"] = str(folder)
+    return app.switch_page("views/galleries.py").run()
+
+
+def test_a_gallery_can_be_browsed(app, gallery_dir):
+    open_gallery(app, gallery_dir)
+
+    assert not app.exception
+    assert not app.error
+    assert "8 pictures of" in app.caption[0].value
+    # Column by column.
+    assert [button.label.split(":")[0] for button in app.button] == [
+        f"Map {feature_map}" for feature_map in (0, 2, 1, 3)
+    ]
+
+    app.selectbox(key="gallery-layer").set_value("conv3").run()
+    silent = np.sum(gallery.load(gallery_dir).numbers("conv3")["activations"][:, 0] == 0)
+    assert 1 <= silent < 4
+    assert f"{silent} of 5 feature maps of conv3 never fired" in app.caption[0].value
+    app.toggle(key="by-strength").set_value(True).run()
+    strengths = [float(button.label.split(":")[1]) for button in app.button]
+    left, right = strengths[: -(-len(strengths) // 2)], strengths[-(-len(strengths) // 2) :]
+    row_by_row = [one for pair in itertools.zip_longest(left, right) for one in pair]
+    assert row_by_row[: len(strengths)] == sorted(strengths, reverse=True)
+
+
+def test_one_feature_map_of_a_gallery_can_be_enlarged(app, gallery_dir):
+    open_gallery(app, gallery_dir)
+
+    app.button(key="map-conv1-2").click().run()
+
+    assert not app.exception
+    shown = app.dataframe[0].value
+    numbers = gallery.load(gallery_dir).numbers("conv1")
+    assert shown["picture"].tolist() == [Path(name).name for name in numbers["names"][2]]
+    np.testing.assert_array_equal(shown["bottom"], numbers["boxes"][2, :, 2])
+
+
+def test_a_damaged_layer_of_a_gallery_gets_a_message(app, gallery_dir, tmp_path):
+    folder = shutil.copytree(gallery_dir, tmp_path / "copy")
+    (folder / "conv1.npz").write_bytes(b"PK and nothing more")
+
+    open_gallery(app, folder)
+
+    assert not app.exception
+    assert "conv1.npz is damaged" in app.error[0].value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no gallery"),
+        ("{", "gallery.json is damaged"),
+        ('{"settings": {}, "findings": {}}', "damaged, or of another version of zfkeras"),
+        (
+            json.dumps(
+                {
+                    "settings": {**dict.fromkeys(gallery.SETTING_NAMES, 1), "layers": ["conv1"]},
+                    "findings": {"projection_seconds": {}},
+                }
+            ),
+            "has no finished layer yet",
+        ),
+    ],
+)
+def test_a_folder_without_a_gallery_gets_a_message(app, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "gallery.json").write_text(content)
+
+    open_gallery(app, tmp_path)
+
+    assert not app.exception
+    assert message in app.error[0].value

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import click
+import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -89,6 +90,34 @@ def test_project_takes_given_feature_maps(run, export_dir, picture):
         assert numbers["feature_maps"].tolist() == [5, 1]
 
 
+def test_project_takes_a_keras_file_of_grey_pictures(run, picture, tmp_path):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((None, None, 1)),
+            keras.layers.Conv2D(4, 3, activation="relu", name="low"),
+            keras.layers.Conv2D(5, 3, activation="relu", name="high"),
+        ]
+    )
+    model.save("grey.keras")
+    settings = ("--preprocessing", "unit", "--input-size", "24x30", "--numbers", "numbers.npz")
+
+    result = run(cli.cli, "project", picture, "--model", "grey.keras", "--top", 2, *settings)
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == ["Wrote 2 projections of high to sheet.png"]
+    with np.load("numbers.npz") as numbers:
+        found, seen = numbers["projections"], numbers["picture"]
+        assert found.shape == (2, 24, 30, 3)
+        # By hand: grey is a mean of the colours with the eye's weights.
+        grey = seen[None] @ np.float32([0.299, 0.587, 0.114])[:, None] / 255
+        strongest = np.sort(model(grey).numpy().max(axis=(0, 1, 2)))[::-1]
+        np.testing.assert_allclose(numbers["activations"], strongest[:2], rtol=1e-4)
+    np.testing.assert_allclose(found[..., 0] / 0.299, found[..., 1] / 0.587, atol=1e-6)
+    result = run(cli.cli, "project", picture, "--model", "grey.keras")
+    assert_one_line(result, "leaves the size of its pictures open")
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "I;16", "1"])
 def test_project_handles_every_kind_of_picture(run, export_dir, tmp_path, mode):
     path = tmp_path / "picture.png"
@@ -102,7 +131,7 @@ def test_project_handles_every_kind_of_picture(run, export_dir, tmp_path, mode):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("--layer", "conv9"), ("--layer", "'conv9' is not one of conv1, conv2, conv3")),
+        (("--layer", "conv9"), ("one of conv1, conv2, conv3. Received: layer='conv9'",)),
         (("--layer", "conv3", "--feature-map", "5"), ("--feature-map", "0 to 4", "5")),
         (("--layer", "conv3", "--feature-map", "-1"), ("--feature-map", "-1")),
         (("--layer", "conv3", "--top", "6"), ("--top", "5 feature maps")),

@@ -30,6 +30,12 @@ from zfkeras.training.strategy import distribute, make_strategy, this_worker
 from zfkeras.writing import replacing
 
 SETTINGS = "gallery.json"
+SETTING_NAMES = {
+    *("weights", "preprocessing", "dataset", "pictures", "layers", "top_k", "repeats"),
+    *("feature_maps", "workers"),
+}
+# What reading a damaged archive of arrays raises.
+DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 SECONDS_BETWEEN_SAVES = 30
 SECONDS_BETWEEN_LOOKS = 1
 # Projections and patches that are held in memory at a time.
@@ -78,6 +84,56 @@ class LayerGallery:
         """What `save` wrote."""
         with np.load(path) as arrays:
             return cls(**{**arrays, "layer": str(arrays["layer"])})
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A folder that `make` made, to be looked at.
+
+    Attributes:
+        path: The folder.
+        settings, findings: What `gallery.json` holds.
+        layers: Names of the layers that are there.
+    """
+
+    path: Path
+    settings: dict
+    findings: dict
+    layers: tuple[str, ...]
+
+    def numbers(self, layer):
+        """Arrays of `LayerGallery` by name, but for the large ones of pictures."""
+        small = [field.name for field in dataclasses.fields(LayerGallery)][:-2]
+        path = self._file(layer).with_suffix(".npz")
+        try:
+            with path.open("rb") as file, np.load(file) as arrays:
+                return {name: arrays[name] for name in small}
+        except DAMAGED as error:
+            raise GalleryError(f"{path} is damaged.") from error
+
+    def sheet(self, layer, feature_map):
+        """Path of a feature map's contact sheet."""
+        return self._file(layer) / f"{feature_map:04}.png"
+
+    def _file(self, layer):
+        return self.path / file_names(self.settings["layers"])[layer]
+
+
+def load(path):
+    """Opens the gallery in a folder.
+
+    Raises:
+        GalleryError: If there is none, or none of its layers is finished.
+    """
+    path = Path(path)
+    if not (path / SETTINGS).is_file():
+        raise GalleryError(f"{path} holds no gallery. Expected a folder that zfkeras gallery made.")
+    settings, findings = _read_settings(path)
+    files = file_names(settings["layers"])
+    layers = tuple(layer for layer in files if (path / f"{files[layer]}.npz").is_file())
+    if not layers:
+        raise GalleryError(f"The gallery in {path} has no finished layer yet.")
+    return Gallery(path, settings, findings, layers)
 
 
 def make(
@@ -204,18 +260,27 @@ def _claim(output, settings, share):
         findings = {"projection_seconds": {}, "drawing_seconds": {}}
         _write_settings(output, settings, findings)
         return findings
-    try:
-        found = json.loads(path.read_text())
-        changed = [name for name, value in settings.items() if found["settings"][name] != value]
-        findings = found["findings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GalleryError(f"{path} is damaged.") from error
+    found, findings = _read_settings(output)
+    changed = [name for name, value in settings.items() if found.get(name) != value]
     if changed:
         raise GalleryError(
             f"{output} holds a gallery with another {' and '.join(changed)}. "
             "Expected the same, or a new folder."
         )
     return findings
+
+
+def _read_settings(output):
+    path = output / SETTINGS
+    try:
+        read = json.loads(path.read_text())
+        settings, findings = read["settings"], read["findings"]
+        whole = set(settings) >= SETTING_NAMES and "projection_seconds" in findings
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GalleryError(f"{path} is damaged.") from error
+    if not whole:
+        raise GalleryError(f"{path} is damaged, or of another version of zfkeras.")
+    return settings, findings
 
 
 def _write_settings(output, settings, findings):
@@ -293,7 +358,7 @@ def _restore(scan, path):
                 found = {name: state[f"{layer}/{name}"] for name in ARRAYS}
                 scan.exemplars[layer] = scan.exemplars[layer].merged(Exemplars(layer, **found))
             return int(state["first"]), state["unreadable"].tolist(), float(state["seconds"])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise GalleryError(f"{path} is damaged.") from error
 
 

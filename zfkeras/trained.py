@@ -6,9 +6,11 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from zfkeras import export
 from zfkeras.choices import PREPROCESSINGS
+from zfkeras.data import images
 from zfkeras.deconvnet import Deconvnet
 from zfkeras.export import ModelError
 from zfkeras.graph import input_shape
@@ -56,6 +58,26 @@ class Trained:
         if any(isinstance(layer, ConvBlock) for layer in self.model.layers):
             return Deconvnet(self.model)
         return Mirror(self.model, self.input_size, front=self.front)
+
+    def prepare(self, picture, size):
+        """What the network sees of a picture, and that as its inputs.
+
+        Args:
+            picture: uint8 `(height, width, 3)` of any size.
+            size: `(height, width)` of the inputs.
+
+        Returns:
+            uint8 `(*size, 3)` and float32 `(1, *size, 3)`.
+        """
+        square = images.centre_square(tf.constant(picture), len(self.mean_image))
+        inputs = images.centre_crop(images.subtract_mean(square[None], self.mean_image), size)
+        return images.centre_crop(square, size).numpy(), inputs.numpy()
+
+    def classify(self, inputs):
+        """The most probable class of one picture, `inputs` of `prepare`, and its probability."""
+        probabilities = tf.nn.softmax(self.model(inputs, training=False)[0]).numpy()
+        best = int(probabilities.argmax())
+        return self.class_names[best], float(probabilities[best])
 
 
 def load(path, preprocessing="none", input_size=None):

@@ -3,6 +3,7 @@
 import numpy as np
 import streamlit as st
 
+import models
 from zfkeras import rendering
 from zfkeras.data import pictures, samples
 
@@ -10,7 +11,7 @@ COLUMNS = 3
 MOST_MAPS = 36
 ENLARGED = 420
 
-model, layer = st.session_state.model, st.session_state.layer
+model, layer = models.choose()
 
 
 @st.cache_data(max_entries=8, show_spinner=False)

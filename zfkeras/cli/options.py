@@ -8,14 +8,16 @@ from zfkeras.choices import PREPROCESSINGS
 
 EXAMPLE_MODEL = Path("exported/zfnet-imagenette")
 
-model_option = click.option(
-    "--model",
-    "model_dir",
-    type=click.Path(path_type=Path),
-    default=EXAMPLE_MODEL,
-    show_default=True,
-    help="Exported model: its folder, or that of one version.",
-)
+
+def model_option(help):
+    return click.option(
+        "--model",
+        "model_path",
+        type=click.Path(path_type=Path),
+        default=EXAMPLE_MODEL,
+        show_default=True,
+        help=help,
+    )
 
 
 def output_option(default, help):

@@ -5,14 +5,14 @@ from pathlib import Path
 import click
 
 from zfkeras.cli.errors import OneLineCommand, one_line_errors
-from zfkeras.cli.options import model_option, output_option
+from zfkeras.cli.options import keras_file_options, model_option, output_option
 from zfkeras.cli.startup import import_tensorflow
 
 
 @click.command(cls=OneLineCommand)
 @click.argument("picture", type=click.Path(path_type=Path))
-@model_option
-@click.option("--layer", default="conv5", show_default=True, help="Layer to project from.")
+@model_option("Training run, exported model or .keras file.")
+@click.option("--layer", help="Layer to project from.  [the highest]")
 @click.option(
     "--top",
     type=int,
@@ -33,8 +33,11 @@ from zfkeras.cli.startup import import_tensorflow
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also save the numbers to this .npz file.",
 )
+@keras_file_options
 @one_line_errors
-def project(picture, model_dir, layer, top, feature_maps, output, numbers):
+def project(
+    picture, model_path, layer, top, feature_maps, output, numbers, preprocessing, input_size
+):
     """Project what PICTURE excites in a layer back to pixel space.
 
     \b
@@ -51,15 +54,13 @@ def project(picture, model_dir, layer, top, feature_maps, output, numbers):
         )
     pixels = read_picture(picture)
     import_tensorflow()
-    from zfkeras import export
+    from zfkeras import trained
     from zfkeras.writing import replacing
 
-    model = export.load(model_dir)
-    if layer not in model.feature_layers:
-        raise click.BadParameter(
-            f"{layer!r} is not one of {', '.join(model.feature_layers)}.", param_hint="--layer"
-        )
-    count = model.feature_map_count(layer)
+    model = trained.load(model_path, preprocessing, input_size)
+    deconvnet = model.deconvnet()
+    layer = layer or deconvnet.feature_layers[-1]
+    count = deconvnet.feature_map_count(layer)
     for feature_map in feature_maps:
         if not 0 <= feature_map < count:
             raise click.BadParameter(
@@ -71,14 +72,15 @@ def project(picture, model_dir, layer, top, feature_maps, output, numbers):
             f"Expected 1 to {count} of {layer}'s {count} feature maps. Received: {top}.",
             param_hint="--top",
         )
-    probabilities = model.classify(pixels)
+    seen, inputs = model.prepare(pixels, deconvnet.input_shape[:2])
     chosen = feature_maps or range(-1, -top - 1, -1)
-    projections, seen = model.project(pixels, layer, chosen)
+    projections = deconvnet.project_feature_maps(inputs, layer, [chosen])
     sheet = rendering.projection_sheet(projections.projections, projections.windows, seen)
     rendering.save(sheet, output)
     if numbers:
         with replacing(numbers) as beside:
             projections.save(beside, picture=seen)
-    best = int(probabilities.argmax())
-    click.echo(f"{model.class_names[best]} ({probabilities[best]:.1%})")
+    if model.class_names:
+        name, probability = model.classify(inputs)
+        click.echo(f"{name} ({probability:.1%})")
     click.echo(f"Wrote {len(projections)} projections of {layer} to {output}")
