@@ -117,6 +117,59 @@ def scan():
     return figures
 
 
+def gallery_of(count):
+    """A whole gallery of one map a layer over so many pictures: seconds, and peak memory."""
+    import numpy as np
+    import tensorflow as tf
+
+    from zfkeras import gallery
+    from zfkeras.architecture import ZFNET
+    from zfkeras.data.datasets import IndexedPictures
+    from zfkeras.models import ZFNet
+    from zfkeras.trained import Trained
+
+    def read(key):
+        noise = tf.random.stateless_uniform((256, 256, 3), (0, key), 0, 256, tf.int32)
+        return tf.cast(noise, tf.uint8)
+
+    labels = np.zeros(count, np.int32)
+    pictures = IndexedPictures("noise", ("noise",), np.arange(count), labels, 256, read)
+    mean_image = np.full((256, 256, 3), 118, np.float32)
+    trained = Trained(ZFNet(ZFNET, 1000, initialization="he"), mean_image)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "gallery"
+        made = gallery.make(trained, pictures, output, feature_maps=[0], batch_size=BATCH)
+    return {
+        "scan_seconds": made["scan_seconds"],
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def applications():
+    """Projections a second of keras.applications at a middle and at the last layer."""
+    import keras
+    import numpy as np
+
+    from zfkeras.mirror import Mirror
+
+    rates, count = {}, 18
+    for name in ("VGG16", "ResNet50", "MobileNetV2", "InceptionV3", "DenseNet121"):
+        deconvnet = Mirror(getattr(keras.applications, name)(weights=None))
+        inputs = np.random.default_rng(0).normal(size=(count, *deconvnet.input_shape))
+        inputs = inputs.astype(np.float32)
+        layers = deconvnet.feature_layers
+        for layer in (layers[len(layers) // 2], layers[-1]):
+            units = deconvnet.project_strongest(inputs, layer, top_k=1)
+
+            def project(layer=layer, units=units, deconvnet=deconvnet, inputs=inputs):
+                return deconvnet.project_in_windows(
+                    inputs, layer, units.pictures, units.feature_maps, units.rows, units.columns
+                )
+
+            rates[f"{name} {layer}"] = count / seconds_per_call(project)
+    return rates
+
+
 def make_step(config, strategy, classes):
     """The training loop's own update, and the side of the squares that it takes."""
     import tensorflow as tf
@@ -321,7 +374,10 @@ KEYS = {
     "train_images_per_second_bfloat16": lambda: train("mixed_bfloat16"),
     "projections_per_second": lambda: projections(found=False),
     "projections_per_second_of_known_units": lambda: projections(found=True),
+    "projections_per_second_of_applications": applications,
     "scan_images_per_second": scan,
+    "gallery_of_1000": lambda: gallery_of(1_000),
+    "gallery_of_10000": lambda: gallery_of(10_000),
     "pipeline_images_per_second_per_core": pipeline,
     "train_from_jpegs_images_per_second": lambda: train_from_jpegs(False, "float32"),
     "train_from_jpegs_images_per_second_bfloat16": lambda: train_from_jpegs(

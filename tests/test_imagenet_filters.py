@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zfkeras import rendering
+from zfkeras import gallery, rendering
 from zfkeras.architecture import ALEXNET, Contrast
+from zfkeras.data import datasets
 from zfkeras.data.pictures import read_picture
 from zfkeras.deconvnet import Deconvnet
 from zfkeras.models import ZFNet
+from zfkeras.trained import Trained
 
 pytestmark = pytest.mark.data
 
@@ -69,6 +71,55 @@ def projected(deconvnet, pictures):
         layer: deconvnet.project_strongest(inputs, layer, top_k=3)
         for layer in deconvnet.feature_layers
     }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Every fourth validation picture of Imagenette."""
+    root = tmp_path_factory.mktemp("imagenette")
+    with tarfile.open(Path(os.environ["ZFKERAS_DATA"]) / "imagenette160.tar") as archive:
+        members = sorted(
+            (
+                member
+                for member in archive.getmembers()
+                if member.isfile() and member.name.split("/")[-3] == "val"
+            ),
+            key=lambda member: member.name,
+        )
+        for member in members[::4]:
+            *_, split, class_name, name = member.name.split("/")
+            path = root / split / class_name / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(archive.extractfile(member).read())
+    return root
+
+
+def test_a_gallery_shows_what_maps_have_in_common(deconvnet, folder, tmp_path):
+    """The higher the layer, the more of what excites a map is of one kind (section 4.1)."""
+    mean_image = np.broadcast_to(MEAN_COLOUR, (227, 227, 3)).copy()
+    pictures = datasets.load(str(folder), "validation", 227)
+    layers, maps = ("conv1", "conv3", "conv5"), range(0, 96, 4)
+    gallery.make(
+        Trained(deconvnet.model, mean_image), pictures, tmp_path / "out", layers, feature_maps=maps
+    )
+
+    together, edges = {}, {}
+    for layer in layers:
+        found = gallery.LayerGallery.load(tmp_path / "out" / f"{layer}.npz")
+        labels = pictures.labels[found.pictures]
+        assert labels.shape == (24, 9)
+        together[layer] = np.mean([np.bincount(row).max() / 9 for row in labels])
+        # What made the units fire is in the patches: as in the test of single pictures above.
+        own, other = [], []
+        for index in range(24):
+            for kept, patches in ((own, found.patches[index]), (other, found.patches[index - 7])):
+                lightness = patches.astype(np.float64).mean(axis=3)
+                rows, columns = np.gradient(lightness, axis=(1, 2))
+                magnitude = np.abs(found.projections[index]).sum(axis=3)
+                kept.append(np.corrcoef(magnitude.ravel(), np.hypot(rows, columns).ravel())[0, 1])
+        edges[layer] = np.mean(own), np.mean(other)
+    print(together, edges)
+    assert together["conv5"] > together["conv3"] > together["conv1"]
 
 
 def test_sheets_can_be_drawn_for_people_to_look_at(projected, pictures, tmp_path):
