@@ -264,22 +264,36 @@ def test_calling_a_deconvnet_gives_the_same_as_its_methods(tiny_model, pictures)
 
 
 def test_a_layer_is_traced_once_for_any_number_of_pictures(tiny_model, pictures, monkeypatch):
-    deconvnet, traced = Deconvnet(tiny_model), []
-    ascend, project = deconvnet.rectified_maps, windows.WindowedChain.project
-    monkeypatch.setattr(
-        deconvnet, "rectified_maps", lambda *arguments: traced.append("up") or ascend(*arguments)
-    )
-    monkeypatch.setattr(
-        windows.WindowedChain,
-        "project",
-        lambda *arguments: traced.append("down") or project(*arguments),
-    )
+    deconvnet, traced, chain = Deconvnet(tiny_model), [], windows.WindowedChain
+    for name in ("ascend_whole", "project_below"):
+        method = getattr(chain, name)
+        monkeypatch.setattr(
+            chain,
+            name,
+            lambda *arguments, name=name, method=method: traced.append(name) or method(*arguments),
+        )
 
     for count in (1, 2, 3):
         for top_k in (1, 4):
             deconvnet.project_strongest(pictures[:count], "conv3", top_k)
 
-    assert traced == ["up", "down"]
+    assert traced == ["ascend_whole", "project_below"]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("feature_maps", [[[1, 3], [0, 1], [3, 3]], [[-1, 2], [0, -2], [1, 1]]])
+def test_searching_first_and_projecting_then_is_the_same(tiny_model, pictures, layer, feature_maps):
+    deconvnet = Deconvnet(tiny_model)
+
+    found = deconvnet.project_feature_maps(pictures, layer, feature_maps, batch_size=4)
+    # One projection at a time, which is fewer than a picture has.
+    apart = deconvnet.project_feature_maps(pictures, layer, feature_maps, batch_size=1)
+
+    for name in ("feature_maps", "rows", "columns", "boxes", "windows", "pictures"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(apart, name))
+    np.testing.assert_allclose(found.activations, apart.activations, rtol=1e-5)
+    limit = 1e-6 * np.abs(apart.projections).max()
+    np.testing.assert_allclose(found.projections, apart.projections, atol=limit)
 
 
 def test_numbers_can_be_saved(tmp_path, tiny_model, pictures):

@@ -11,12 +11,13 @@ takes whole pictures all the way, which is slower, needs no windows and can be e
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from zfkeras import ops, receptive_field
 from zfkeras.architecture import Architecture, Block
 from zfkeras.layers import ConvBlock, DeconvBlock
-from zfkeras.projections import Projector, Spans, corners, strongest_units
+from zfkeras.projections import Projector, Spans, corners, require_start, strongest_units
 from zfkeras.windows import WindowedChain
 
 
@@ -105,14 +106,67 @@ class Deconvnet(Projector, keras.Model):
 
     def window_projection(self, layer):
         """Within windows (`zfkeras.windows`); see `Projector`."""
-        blocks = self.conv_blocks[: self._depth(layer) + 1]
-        chain = WindowedChain(blocks, self.geometry, self.overlap)
+        chain = self._chain(layer)
 
         def project(inputs, owners, units, starts=None):
             windows = chain.cut(inputs, owners, units[:, 0], units[:, 1])
             return chain.project(windows, units, starts)
 
         return project
+
+    def _chain(self, layer):
+        blocks = self.conv_blocks[: self._depth(layer) + 1]
+        return WindowedChain(blocks, self.geometry, self.feature_map_count(layer), self.overlap)
+
+    def _search(self, inputs, layer, owners, feature_maps, start, batch_size):
+        """As `Projector._search`, but that nothing goes up twice: windows are cut from the maps
+        that the search has made, and of the layer itself it makes no maps that nobody asked for."""
+        require_start(start)
+        each = len(owners) // len(inputs)
+        if each > batch_size:
+            return super()._search(inputs, layer, owners, feature_maps, start, batch_size)
+        ranked = bool((feature_maps < 0).any())
+        filtering = self.conv_blocks[self._depth(layer)].filtering
+        all_maps = ranked or filtering is None or filtering.groups > 1
+        several = tf.TensorSpec((None,), tf.int32)
+        search = self._traced(
+            ("search", layer, all_maps, start),
+            lambda: self._searching(layer, all_maps, start),
+            (several, several, several),
+        )
+        pictures, parts = max(batch_size // each, 1), []
+        for first in range(0, len(inputs), pictures):
+            own = slice(first * each, (first + pictures) * each)
+            chosen, which = np.unique(feature_maps[own], return_inverse=True)
+            parts.append(
+                search(
+                    tf.constant(inputs[first : first + pictures]),
+                    tf.constant(owners[own] - first),
+                    tf.constant(feature_maps[own] if all_maps else which.astype(np.int32)),
+                    tf.constant(chosen),
+                )
+            )
+        units, activations, projections = (
+            np.concatenate(part) for part in zip(*parts, strict=True)
+        )
+        rows, columns, feature_maps = units.T
+        return self._described(layer, owners, feature_maps, rows, columns, activations, projections)
+
+    def _searching(self, layer, all_maps, start):
+        chain = self._chain(layer)
+
+        def search(inputs, owners, feature_maps, chosen):
+            maps, whole = chain.ascend_whole(inputs, None if all_maps else chosen)
+            found, rows, columns = strongest_units(maps, owners, feature_maps)
+            places = tf.stack([owners, rows, columns, found], axis=1)
+            activations = tf.gather_nd(maps, places)
+            if not all_maps:
+                found = tf.gather(chosen, found)
+            units = tf.stack([rows, columns, found], axis=1)
+            starts = activations if start == "activation" else tf.ones_like(activations)
+            return units, activations, chain.project_below(whole, owners, units, starts)
+
+        return search
 
     def rectified_maps(self, inputs, layers):
         """The rectified maps of several layers in one plain forward pass: `{layer: float32}`."""

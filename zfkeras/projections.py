@@ -124,7 +124,8 @@ class Projector:
             _require_range(name, values, 0, limit, layer)
             chosen.append(values)
         owners = np.arange(len(inputs), dtype=np.int32)
-        return self._project(inputs, layer, owners, *chosen, start, batch_size)
+        found = self.project_in_windows(inputs, layer, owners, *chosen, start, batch_size)
+        return _pasted(found, inputs.shape[1:])
 
     def project_feature_maps(self, inputs, layer, feature_maps, start="activation", batch_size=32):
         """Projects the strongest unit of given feature maps.
@@ -150,8 +151,8 @@ class Projector:
         _require_range("feature_maps", feature_maps, -channels, channels, layer)
         feature_maps = feature_maps.reshape(len(inputs), -1)
         owners = np.repeat(np.arange(len(inputs), dtype=np.int32), feature_maps.shape[1])
-        units = self._find_strongest(inputs, layer, owners, feature_maps.ravel(), batch_size)
-        return self._project(inputs, layer, owners, *units, start, batch_size)
+        found = self._search(inputs, layer, owners, feature_maps.ravel(), start, batch_size)
+        return _pasted(found, inputs.shape[1:])
 
     def project_strongest(self, inputs, layer, top_k=9, start="activation", batch_size=32):
         """Projects each picture's `top_k` strongest feature maps, strongest first."""
@@ -189,10 +190,7 @@ class Projector:
             the picture.
         """
         inputs = self._as_inputs(inputs)
-        if start not in START_VALUES:
-            raise ValueError(
-                f"`start` must be one of {', '.join(START_VALUES)}. Received: start={start!r}."
-            )
+        require_start(start)
         project = self._traced_projection(layer, start)
         pictures, feature_maps, rows, columns = (
             np.asarray(part, np.int32) for part in (pictures, feature_maps, rows, columns)
@@ -210,6 +208,12 @@ class Projector:
                 tf.constant(owners, tf.int32),
                 tf.constant(units[chunk]),
             )
+        return self._described(
+            layer, pictures, feature_maps, rows, columns, activations, projections
+        )
+
+    def _described(self, layer, pictures, feature_maps, rows, columns, activations, projections):
+        """Projections in windows, with what these units see."""
         spans = self.spans(layer)
         return Projections(
             layer=layer,
@@ -223,11 +227,10 @@ class Projector:
             projections=projections,
         )
 
-    def _project(self, inputs, layer, owners, feature_maps, rows, columns, start, batch_size):
-        found = self.project_in_windows(
-            inputs, layer, owners, feature_maps, rows, columns, start, batch_size
-        )
-        return dataclasses.replace(found, projections=_pasted(found, inputs.shape[1:]))
+    def _search(self, inputs, layer, owners, feature_maps, start, batch_size):
+        """Projects the strongest units of feature maps, within windows."""
+        units = self._find_strongest(inputs, layer, owners, feature_maps, batch_size)
+        return self.project_in_windows(inputs, layer, owners, *units, start, batch_size)
 
     def _find_strongest(self, inputs, layer, owners, feature_maps, batch_size):
         def find(inputs, owners, feature_maps):
@@ -304,8 +307,8 @@ def strongest_units(maps, owners, feature_maps):
     Returns:
         int32 `(feature_maps, rows, columns)`, each `(count,)`, the ranks resolved.
     """
-    batch, height, width, channels = tf.shape(maps)[0], *maps.shape[1:]
-    flat = tf.reshape(maps, (batch, height * width, channels))
+    height, width = maps.shape[1:3]
+    flat = tf.reshape(maps, (tf.shape(maps)[0], height * width, tf.shape(maps)[3]))
     ranking = tf.argsort(tf.reduce_max(flat, axis=1), direction="DESCENDING", stable=True)
     ranks = tf.maximum(-feature_maps - 1, 0)
     ranked = tf.gather_nd(ranking, tf.stack([owners, ranks], axis=1))
@@ -326,7 +329,15 @@ def _pasted(found, shape):
         near, far = max(left, 0), max(min(right, shape[1]), 0)
         if up < down and near < far:
             whole[up:down, near:far] = part[up - top : down - top, near - left : far - left]
-    return pasted
+    return dataclasses.replace(found, projections=pasted)
+
+
+def require_start(start):
+    """Raises ValueError unless `start` is one of `START_VALUES`."""
+    if start not in START_VALUES:
+        raise ValueError(
+            f"`start` must be one of {', '.join(START_VALUES)}. Received: start={start!r}."
+        )
 
 
 def _require_range(name, values, low, high, layer):

@@ -18,15 +18,17 @@ class WindowedChain:
     Args:
         conv_blocks: Built `ConvBlock`s in order, the layer's own last.
         architecture: What they form, an `Architecture`.
+        channels: How many feature maps the layer has.
         overlap: Rule for switches shared by overlapping pooling windows: `"sum"` or `"max"`.
     """
 
-    def __init__(self, conv_blocks, architecture, overlap="sum"):
+    def __init__(self, conv_blocks, architecture, channels, overlap="sum"):
         ops.require_overlap_rule(overlap)
         self.overlap = overlap
         layer = conv_blocks[-1].name
         self._levels = receptive_field.levels(architecture, layer)
         self.window_size = self._levels[0].size
+        self._channels = channels
         steps = [(block, stage) for block in conv_blocks for stage in block.stages]
         # Pooling and contrast normalization of the layer itself come after its rectified maps.
         self._steps = steps[: len(self._levels) - 1]
@@ -58,11 +60,61 @@ class WindowedChain:
         """
         places = tf.unstack(units[:, :2], axis=1)
         maps, pooled = self._ascend(windows, places)
-        feature_maps, channels = units[:, 2], maps.shape[-1]
-        activations = tf.gather(tf.reshape(maps, (-1, channels)), feature_maps, batch_dims=1)
+        activations = tf.gather(maps[:, 0, 0], units[:, 2], batch_dims=1)
         activations = tf.cast(activations, tf.float32)
         starts = activations if starts is None else starts
-        return activations, self._descend(starts, feature_maps, channels, pooled, places)
+        return activations, self._descend(starts, units[:, 2], pooled, places)
+
+    def ascend_whole(self, inputs, chosen=None):
+        """Whole pictures' maps of the layer, and what windows of them are cut from.
+
+        Args:
+            inputs: Float tensor `(batch, height, width, 3)`.
+            chosen: int32 `(maps,)`, the feature maps to make, of a layer without groups; all of
+                them if None. Making few of them saves most of the layer's work.
+
+        Returns:
+            The rectified maps, float32 `(batch, map_height, map_width, maps)`, and by level what
+            every pooling below took in.
+        """
+        maps, whole = tf.cast(inputs, self._steps[0][0].compute_dtype), {}
+        for level, (block, stage) in enumerate(self._steps):
+            match stage:
+                case Filtering(strides=strides, padding=padding):
+                    kernel, bias = (tf.cast(one, maps.dtype) for one in (block.kernel, block.bias))
+                    if chosen is not None and block is self._steps[-1][0]:
+                        kernel, bias = (tf.gather(one, chosen, axis=-1) for one in (kernel, bias))
+                    maps = ops.filter_maps(maps, kernel, bias, strides, padding)
+                case Rectification():
+                    maps = tf.nn.relu(maps)
+                case Pooling(size=size, strides=strides):
+                    whole[level], maps = maps, ops.max_pool(maps, size, strides)
+                case Contrast():
+                    maps = block.contrast(maps)
+        return tf.cast(maps, tf.float32), whole
+
+    def project_below(self, whole, owners, units, starts):
+        """As `project`, of units whose pictures have gone up whole: they need not go up again.
+
+        Args:
+            whole: What `ascend_whole` gave.
+            owners: int32 `(count,)`, the picture of each unit.
+            units: int32 `(count, 3)`: row, column, feature map.
+            starts: float32 `(count,)`.
+
+        Returns:
+            The projections.
+        """
+        places, pooled = tf.unstack(units[:, :2], axis=1), {}
+        for level, maps in whole.items():
+            stage = self._steps[level][1]
+            windows = ops.cut_windows(maps, owners, *self._spans(level, places))
+            covered = self._keep_inside(windows, level, places, maps.dtype.min)
+            pooled[level] = (
+                covered,
+                tf.nn.max_pool2d(covered, stage.size, stage.strides, "VALID"),
+            )
+        return self._descend(starts, units[:, 2], pooled, places)
 
     def _ascend(self, windows, places):
         """The units' maps, 1 x 1, and by level what every pooling below took in and gave."""
@@ -83,7 +135,7 @@ class WindowedChain:
                     maps = block.contrast(maps)
         return maps, pooled
 
-    def _descend(self, starts, feature_maps, channels, pooled, places):
+    def _descend(self, starts, feature_maps, pooled, places):
         signal, alone = starts, True
         for level in reversed(range(len(self._steps))):
             block, stage = self._steps[level]
@@ -101,13 +153,13 @@ class WindowedChain:
                     signal = tf.nn.relu(signal)
                 case Pooling():
                     if alone:
-                        signal, alone = _on_its_map(signal, feature_maps, channels), False
+                        signal, alone = _on_its_map(signal, feature_maps, self._channels), False
                     signal = self._unpool(signal, *pooled[level], stage)
                 case Contrast():
                     continue
             if not alone:
                 signal = self._keep_inside(signal, level, places, 0.0)
-        return _on_its_map(signal, feature_maps, channels) if alone else signal
+        return _on_its_map(signal, feature_maps, self._channels) if alone else signal
 
     def _unpool(self, signal, maps, pooled, stage):
         maps, pooled = tf.cast(maps, tf.float32), tf.cast(pooled, tf.float32)

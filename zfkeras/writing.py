@@ -17,6 +17,9 @@ def replacing(path):
 
     Yields:
         Path of a file with the same suffix in the same directory.
+
+    Raises:
+        OSError: What the block or the system raised, naming `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,5 +28,10 @@ def replacing(path):
     try:
         yield beside
         beside.replace(path)
+    except OSError as error:
+        # A full disk does not say of itself what could not be written.
+        if error.filename in (None, str(beside)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         beside.unlink(missing_ok=True)
