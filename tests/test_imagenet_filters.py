@@ -6,6 +6,7 @@ import os
 import tarfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +16,8 @@ from zfkeras.architecture import ALEXNET, Contrast
 from zfkeras.data import datasets
 from zfkeras.data.pictures import read_picture
 from zfkeras.deconvnet import Deconvnet
+from zfkeras.layers import LocalResponseNormalization
+from zfkeras.mirror import Mirror
 from zfkeras.models import ZFNet
 from zfkeras.trained import Trained
 
@@ -71,6 +74,39 @@ def projected(deconvnet, pictures):
         layer: deconvnet.project_strongest(inputs, layer, top_k=3)
         for layer in deconvnet.feature_layers
     }
+
+
+def test_the_same_network_in_plain_keras_projects_the_same(deconvnet, pictures, projected):
+    """What a user would bring: Keras's own layers, the mean colour taken off inside."""
+    layers = keras.layers
+    inputs = keras.Input((227, 227, 3))
+    maps = layers.Rescaling(1.0, offset=(-MEAN_COLOUR).tolist())(inputs)
+    for block in ALEXNET.blocks:
+        filtering = block.stages[0]
+        maps = layers.Conv2D(
+            filtering.maps,
+            filtering.kernel_size,
+            filtering.strides,
+            padding="same" if filtering.padding else "valid",
+            groups=filtering.groups,
+            activation="relu",
+            name=block.name,
+        )(maps)
+        if block.name in ("conv1", "conv2"):
+            maps = LocalResponseNormalization(**dataclasses.asdict(CONTRAST))(maps)
+            maps = layers.MaxPooling2D(3, 2)(maps)
+    model = keras.Model(inputs, maps)
+    for layer in deconvnet.feature_layers:
+        model.get_layer(layer).set_weights(deconvnet.model.get_layer(layer).get_weights())
+    mirror = Mirror(model)
+
+    assert mirror.feature_layers == deconvnet.feature_layers
+    for layer, expected in projected.items():
+        found = mirror.project_strongest(pictures, layer, top_k=3)
+        for name in ("feature_maps", "rows", "columns", "boxes", "windows"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        limit = 1e-5 * np.abs(expected.projections).max()
+        np.testing.assert_allclose(found.projections, expected.projections, atol=limit)
 
 
 @pytest.fixture(scope="module")
