@@ -224,6 +224,33 @@ def test_a_capped_relu_stays_capped(layer, rng):
     np.testing.assert_allclose(maps, model(pictures), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "pool",
+    [
+        layers.MaxPooling2D(3, 2, name="pool"),
+        lambda maps: keras.ops.max_pool(maps, 3, 2, padding="same"),
+        lambda maps: keras.ops.max_pool(maps, (2, 3)),
+    ],
+)
+def test_max_pooling_puts_the_signal_where_the_maximum_lay(pool, rng):
+    model = model_of(lambda maps: pool(layers.Conv2D(2, 1, activation="relu", name="a")(maps)))
+    picture = rng.normal(size=(1, *SIZE, 3)).astype(np.float32)
+    deconvnet = Mirror(model)
+    below = deconvnet.rectified_maps(tf.constant(picture), ["a"])["a"].numpy()[0, ..., 1]
+    kernel = model.get_layer("a").kernel.numpy()[0, 0, :, 1]
+    for row, column in ((0, 0), (1, 1), (2, 2)):
+        found = deconvnet.project_units(picture, "last", 1, row, column)
+        places = np.argwhere(np.abs(found.projections[0]).sum(axis=-1))
+        if not found.activations[0]:
+            assert not len(places)
+            continue
+        ((top, left),) = places
+        assert below[top, left] == found.activations[0]
+        np.testing.assert_allclose(
+            found.projections[0, top, left], kernel * found.activations[0], rtol=1e-5
+        )
+
+
 @pytest.mark.parametrize("keepdims", [False, True])
 def test_a_global_maximum_goes_to_its_first_place(keepdims):
     model = model_of(
@@ -274,6 +301,23 @@ REFUSED = {
     "Lambda": (lambda maps: layers.Lambda(lambda one: one, name="one")(maps), "has no rule"),
     "Doubled": (lambda maps: Doubled(name="one")(maps), "has no rule"),
     "Dropout": (lambda maps: Dropout(name="one")(maps), "has no rule"),
+    "Cast": (lambda maps: keras.ops.cast(maps, "int32"), "makes int32 numbers"),
+    "Flip": (
+        lambda maps: keras.ops.flip(maps, 0),
+        "mixes the pictures of a batch or is not linear",
+    ),
+    "Reshape": (
+        lambda maps: keras.ops.reshape(maps, (-1, 35, 3, 3)),
+        "mixes the pictures of a batch or is not linear",
+    ),
+    "Mean": (
+        lambda maps: maps - keras.ops.mean(maps, 0, keepdims=True),
+        "mixes the pictures of a batch or is not linear",
+    ),
+    "ThresholdedReLU": (
+        lambda maps: layers.ReLU(threshold=0.1, name="one")(maps),
+        "has the activation ReLU",
+    ),
     "Split": (
         lambda maps: keras.src.ops.numpy.Split(3, axis=-1, name="one")(maps)[0],
         "makes several tensors at once",
@@ -287,13 +331,14 @@ def test_what_has_no_rule_is_refused_by_name_and_all_above_it(kind, rng):
 
     def between(maps):
         maps = build(layers.Conv2D(3, 3, activation="relu", name="below")(maps))
+        maps = keras.ops.cast(maps, "float32") if maps.dtype != "float32" else maps
         return layers.Conv2D(3, 3, activation="relu", name="above")(maps)
 
     deconvnet = Mirror(model_of(between))
     assert deconvnet.feature_layers == ("below",)
-    for layer in ("one", "above"):
-        with pytest.raises(ValueError, match=re.escape(f"Layer 'one' ({kind}) {message}")):
-            deconvnet.project_strongest(np.zeros((1, *SIZE, 3)), layer, 1)
+    kind = kind.removeprefix("Thresholded")
+    with pytest.raises(ValueError, match=rf"^Layer '\w+' \({kind}\) {re.escape(message)}"):
+        deconvnet.project_strongest(np.zeros((1, *SIZE, 3)), "above", 1)
     pictures = rng.normal(size=(1, *SIZE, 3))
     assert np.any(deconvnet.project_strongest(pictures, "below", 1).projections)
 

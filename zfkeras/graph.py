@@ -4,6 +4,7 @@ Each step makes one tensor from others. A tensor of maps is `(batch, height, wid
 of `(batch, units)` counts as maps of 1 x 1.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import keras
@@ -82,7 +83,10 @@ class Graph:
         if front is not None:
             self.input_shape, made = input_shape(front), self._unfold(_function(front), made, "")
         self._unfold(_function(model), made, "")
-        self.shapes = self._find_shapes()
+        self.shapes = self._find_shapes(self._runnable())
+        self.steps = [self._checked(step) for step in self.steps]
+        sound = {INPUT, *(step.result for step in self._runnable())}
+        self.shapes = {number: self.shapes[number] for number in sound}
 
     def path(self, layer):
         """The steps from the picture to a layer's tensor, in order.
@@ -188,6 +192,8 @@ class Graph:
         try:
             if len(node.outputs) != 1:
                 raise NoRule("makes several tensors at once, which has no rule")
+            if "float" not in node.outputs[0].dtype:
+                raise NoRule(f"makes {node.outputs[0].dtype} numbers, which is not linear")
             parts = primitives(node.operation, arguments, **self._rules)
         except NoRule as problem:
             results = [self._new() for _ in node.outputs]
@@ -216,22 +222,54 @@ class Graph:
         self._made += 1
         return self._made
 
-    def _find_shapes(self):
-        """Runs everything that has a rule, without numbers, to learn how large it is."""
+    def _runnable(self):
+        """The steps that have a rule, as have all before them."""
         runnable, known = [], {INPUT}
         for step in self.steps:
             if not step.problem and known.issuperset(step.sources):
                 known.add(step.result)
                 runnable.append(step)
+        return runnable
+
+    def _find_shapes(self, steps):
+        """Runs steps without numbers, to learn how large everything is."""
         shapes = {}
 
         def trace(inputs):
-            for number, tensor in self.run(runnable, inputs).items():
+            for number, tensor in self.run(steps, inputs).items():
                 shapes[number] = tuple(tensor.shape[1:])
 
         spec = tf.TensorSpec((None, *self.input_shape), tf.float32)
         tf.function(trace, (spec,), autograph=False).get_concrete_function()
         return shapes
+
+    def _checked(self, step):
+        """A step, refused if it mixes the pictures of a batch or is not linear after all.
+
+        What sees everything may do anything with it: a reshaping that takes in the batch, say.
+        """
+        if step.result not in self.shapes or step.primitive.rule != "adjoint":
+            return step
+        if step.primitive.reach is not EVERYWHERE:
+            return step
+        rng, sources = np.random.default_rng(0), []
+        for source in step.sources:
+            one = rng.normal(size=self.shapes[source])
+            sources.append(tf.constant(np.stack([0 * one, one, 2 * one, 3 * one]), tf.float32))
+        problem = "mixes the pictures of a batch or is not linear"
+        try:
+            made = np.asarray(step.run(*sources), np.float32)
+            first = np.asarray(step.run(*(source[:2] for source in sources)), np.float32)
+        except (ValueError, tf.errors.OpError):
+            return dataclasses.replace(step, problem=problem)
+        if made.shape != (4, *self.shapes[step.result]) or first.shape[0] != 2:
+            return dataclasses.replace(step, problem=problem)
+        shifted, limit = made - made[:1], 1e-2 * np.abs(made).max()
+        expected = np.arange(4).reshape(4, *[1] * (made.ndim - 1)) * shifted[1]
+        alike = np.allclose(shifted, expected, atol=limit) and np.allclose(
+            first, made[:2], atol=limit
+        )
+        return step if alike else dataclasses.replace(step, problem=problem)
 
 
 def _filled(run, node):

@@ -75,6 +75,9 @@ class Spreading:
         return first, (high + self.padding) // self.strides
 
 
+# What tells an activation function: large and small, of either sign, exact in half precision.
+PROBES = (-1e4, -7, -1, -0.5, -(2**-10), 0, 2**-10, 0.25, 0.5, 1, 3, 5.5, 7, 100, 1e4)
+
 HERE = Sliding(), Sliding()
 EVERYWHERE = None
 
@@ -193,7 +196,7 @@ def rectify(signal_rule, cap=None):
 
 def activation(function, name, descent):
     """The primitives of an activation function, recognized by what it does."""
-    values = tf.constant([-1e4, -7, -1, -0.5, 0, 0.25, 0.5, 1, 3, 5.5, 7, 100, 1e4], tf.float32)
+    values = tf.constant(PROBES, tf.float32)
     with tf.init_scope():
         try:
             given = np.asarray(function(values[None, None, None]), np.float32).ravel()
