@@ -1,4 +1,6 @@
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,3 +270,31 @@ def test_folders_that_cannot_be_used_say_why(folder, damage, message):
 def test_unknown_names_are_named(tmp_path):
     with pytest.raises(DatasetError, match="no tensorflow-datasets data set 'no_such_thing'"):
         datasets.load("no_such_thing", "train", 24, str(tmp_path))
+
+
+def test_a_folder_without_classes_will_do_where_none_are_needed(tmp_path, rng):
+    for name in ("b.png", "deep/down/a.jpg", "notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".txt":
+            path.write_text("no picture")
+        else:
+            Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)).save(path)
+
+    pictures = datasets.load(str(tmp_path), "validation", 16, labelled=False)
+
+    assert [Path(key).name for key in pictures.keys] == ["b.png", "a.jpg"]
+    assert [image.shape for image, _ in pictures.examples()] == [(16, 16, 3)] * 2
+    with pytest.raises(DatasetError, match="has no folder val or validation or test"):
+        datasets.load(str(tmp_path), "validation", 16)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="empty has no pictures"):
+        datasets.load(str(tmp_path / "empty"), "validation", 16, labelled=False)
+
+
+def test_a_file_name_that_is_no_text_is_named(tmp_path, rng):
+    path = os.fsencode(tmp_path) + b"/\xff.png"
+    with open(path, "wb") as file:
+        Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)).save(file, "PNG")
+    with pytest.raises(DatasetError, match=r"xff.png' is not in UTF-8"):
+        datasets.load(str(tmp_path), "validation", 16, labelled=False)

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from zfkeras.data import datasets, images
 from zfkeras.deconvnet import Deconvnet
 from zfkeras.exemplars import Scan
 from zfkeras.gallery import GalleryError, LayerGallery
-from zfkeras.trained import Trained
+from zfkeras.trained import Trained, from_keras
 
 COUNT = 23
 SETTINGS = {"layers": ["conv1", "conv3"], "top_k": 4, "batch_size": 4}
@@ -370,13 +372,68 @@ def test_what_is_there_already_is_not_lost(trained, pictures, tmp_path):
     with pytest.raises(GalleryError, match="another pictures"):
         gallery.make(trained, pictures.without([3]), output, **SETTINGS)
     trained.model.get_layer("conv1").bias.assign_add(np.ones(4))
-    with pytest.raises(GalleryError, match="another weights"):
+    with pytest.raises(GalleryError, match="another model"):
         gallery.make(trained, pictures, output, **SETTINGS)
     assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
     (output / "gallery.json").write_text("{")
     with pytest.raises(GalleryError, match="gallery.json is damaged"):
         gallery.make(trained, pictures, output, **SETTINGS)
+
+
+def test_another_selection_or_size_is_another_gallery(trained, pictures, tmp_path):
+    output = tmp_path / "out"
+    gallery.make(trained, pictures, output, **SETTINGS)
+    others = dataclasses.replace(pictures, keys=pictures.keys[::-1])
+    with pytest.raises(GalleryError, match="another names"):
+        gallery.make(trained, others, output, **SETTINGS)
+
+    conv = keras.layers.Conv2D(2, 3, activation="relu", name="a")
+    model = keras.Sequential([keras.Input((None, None, 3)), conv], name="one")
+    gallery.make(from_keras(model, input_size=(30, 41)), pictures, tmp_path / "keras", top_k=1)
+    with pytest.raises(GalleryError, match="another input_size"):
+        gallery.make(from_keras(model, input_size=(41, 30)), pictures, tmp_path / "keras", top_k=1)
+    strided = keras.layers.Conv2D(2, 3, strides=2, activation="relu", name="a")
+    other = keras.Sequential([keras.Input((None, None, 3)), strided], name="one")
+    other.set_weights(model.get_weights())
+    with pytest.raises(GalleryError, match="another model"):
+        gallery.make(from_keras(other, input_size=(30, 41)), pictures, tmp_path / "keras", top_k=1)
+
+
+def test_what_a_first_start_left_behind_is_no_obstacle(trained, pictures, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".gallery.123.abc.json").write_text("{")
+    gallery.make(trained, pictures, tmp_path / "out", **SETTINGS)
+    assert (tmp_path / "out" / "index.html").exists()
+
+
+def test_a_picture_that_was_lost_after_the_scan_is_named(trained, pictures, tmp_path):
+    def interrupt(stage, done, total):
+        if stage.startswith("projecting"):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        gallery.make(trained, pictures, tmp_path / "out", on_progress=interrupt, **SETTINGS)
+    with np.load(tmp_path / "out" / "scan-1of1.npz") as state:
+        lost = Path(pictures.keys[state["conv3/pictures"].max()])
+    lost.write_bytes(b"no picture")
+    with pytest.raises(datasets.DatasetError, match=f"{lost.name} cannot be read as a picture"):
+        gallery.make(trained, pictures, tmp_path / "out", **SETTINGS)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"PK\x03\x04 and nothing more"])
+def test_damaged_layers_are_named(trained, pictures, tmp_path, damaged):
+    gallery.make(trained, pictures, tmp_path / "out", **SETTINGS)
+    (tmp_path / "out" / "conv1.npz").write_bytes(damaged)
+    with pytest.raises(GalleryError, match="conv1.npz is damaged"):
+        gallery.make(trained, pictures, tmp_path / "out", **SETTINGS)
+
+
+def test_files_have_names_of_their_own():
+    names = gallery.file_names(["scan-1of1", "index", "a b", "a/b", "../c", "x" * 300])
+    assert names["scan-1of1"] == "layer-scan-1of1" and names["index"] == "layer-index"
+    assert len(set(names.values())) == 6
+    assert all(re.fullmatch(r"[\w-]{1,110}", name) for name in names.values())
 
 
 def test_layers_and_maps_that_are_not_there_are_named(trained, pictures, tmp_path):
@@ -401,6 +458,7 @@ def test_the_command_makes_a_gallery(export_dir, folder, tmp_path):
     assert json.loads((output / "gallery.json").read_text())["settings"]["pictures"] == COUNT
     for wrong, message in (
         (["--layers", "conv9"], "conv1, conv2, conv3. Received: layer='conv9"),
+        (["--maps", "99999999999999999999"], "feature maps 0 to"),
         (["--maps", "one"], "Expected numbers such as 1,2,5. Received: one"),
         (["--top", "4", "--layers", "conv2"], "holds a gallery with another top_k"),
     ):
@@ -408,3 +466,6 @@ def test_the_command_makes_a_gallery(export_dir, folder, tmp_path):
         assert result.exit_code == 2
         assert message in result.output
         assert len(result.output.splitlines()) == 1
+    inside = CliRunner().invoke(cli, [*arguments, "--output", str(folder / "gallery")])
+    assert inside.exit_code == 2
+    assert "lies in the folder of the data set" in inside.output

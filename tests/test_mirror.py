@@ -4,8 +4,11 @@ import pytest
 import tensorflow as tf
 
 from zfkeras import mirror
+from zfkeras.architecture import Filtering, Rectification
 from zfkeras.deconvnet import Deconvnet
+from zfkeras.layers import ConvBlock
 from zfkeras.mirror import Mirror
+from zfkeras.trained import from_keras
 
 SIZE = (31, 37)
 applications = keras.applications
@@ -317,6 +320,91 @@ def test_half_precision_models_are_mirrored(rng):
     # bfloat16 keeps 8 bits, and a switch may point elsewhere where two units round to one value.
     difference = np.abs(whole.projections - rounded.projections)
     assert np.median(difference[whole.projections != 0]) < 0.02 * np.abs(whole.projections).max()
+
+
+def test_branches_of_unequal_stride_that_meet_take_whole_pictures(rng):
+    layers = keras.layers
+    inputs = keras.Input((32, 32, 3))
+    context = layers.AveragePooling2D(2)(inputs)
+    fovea = layers.Cropping2D(8)(inputs)
+    maps = layers.Concatenate()([context, fovea])
+    model = randomize(keras.Model(inputs, layers.Conv2D(4, 1, activation="relu", name="a")(maps)))
+    pictures = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+    replaced = differentiable(model, rectifiers_whose_gradient("deconvnet"))
+    found = Mirror(model).project_strongest(pictures, "a", top_k=2)
+    assert_equal_to(derive(replaced, pictures, found), found.projections)
+    maps = model(pictures).numpy()
+    np.testing.assert_allclose(
+        found.activations,
+        maps[found.pictures, found.rows, found.columns, found.feature_maps],
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        found.activations.reshape(2, 2)[:, 0], maps.max((1, 2, 3)), rtol=1e-5
+    )
+
+
+def test_blocks_of_the_paper_among_other_layers_are_mirrored(tiny, rng):
+    """A `Deconvnet` alone would not see what comes between its blocks."""
+    block = ConvBlock((Filtering(4, 3, 1, 1), Rectification()), name="block")
+    inputs = keras.Input((*SIZE, 3))
+    maps = keras.layers.Rescaling(1 / 255)(inputs)
+    model = randomize(keras.Model(inputs, block(maps)))
+    pictures = rng.uniform(0, 255, (1, *SIZE, 3)).astype(np.float32)
+
+    deconvnet = from_keras(model).deconvnet()
+    assert isinstance(deconvnet, Mirror)
+    found = deconvnet.project_strongest(pictures, "block", 1)
+    np.testing.assert_allclose(found.activations[0], model(pictures).numpy().max(), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"zfkeras.mirror takes other models.*\(Rescaling\)"):
+        Deconvnet(model)
+
+
+@pytest.mark.parametrize("preprocessing", ["unit", "tf", "torch", "caffe"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_preprocessing_leaves_windows_as_they_are(preprocessing, channels, rng):
+    inputs = keras.Input((32, 32, channels))
+    model = keras.Model(inputs, keras.layers.Conv2D(4, 3, activation="relu", name="a")(inputs))
+    if channels == 1 and preprocessing in ("torch", "caffe"):
+        with pytest.raises(ValueError, match=f"takes grey pictures, of which '{preprocessing}'"):
+            from_keras(model, preprocessing)
+        return
+    deconvnet = from_keras(model, preprocessing).deconvnet()
+
+    assert deconvnet.window_size("a") == (3, 3)
+    assert deconvnet.graph.fits_windows(deconvnet.graph.path("a"))
+    pictures = rng.uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    assert deconvnet.project_strongest(pictures, "a", 1).projections.any()
+
+
+def test_inputs_by_other_names_are_refused():
+    layers = keras.layers
+    a, b = keras.Input((8, 8, 3), name="a"), keras.Input((8, 8, 3), name="b")
+    inner = keras.Model([b, a], layers.Subtract()([a, b]), name="inner")
+    inputs = keras.Input((8, 8, 3))
+    first = layers.Conv2D(3, 1, activation="relu", name="first")(inputs)
+    maps = inner({"a": first, "b": layers.Conv2D(3, 1)(inputs)})
+    model = keras.Model(inputs, layers.ReLU(name="above")(maps))
+    with pytest.raises(ValueError, match=r"Layer 'inner' \(Functional\) takes its inputs by other"):
+        Mirror(model).map_size("above")
+
+
+class OwnCall(keras.Sequential):
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training=training, mask=mask)
+
+
+def test_a_model_with_a_call_of_its_own_is_refused():
+    inner = OwnCall(
+        [keras.Input((9, 9, 3)), keras.layers.Conv2D(3, 1, activation="relu")], name="inner"
+    )
+    with pytest.raises(ValueError, match="Expected a Functional or Sequential Keras model"):
+        Mirror(inner)
+    inputs = keras.Input((9, 9, 3))
+    maps = inner(keras.layers.Conv2D(3, 1, activation="relu", name="first")(inputs))
+    model = keras.Model(inputs, keras.layers.ReLU(name="above")(maps))
+    with pytest.raises(ValueError, match=r"Layer 'inner' \(OwnCall\) has a `call` of its own"):
+        Mirror(model).map_size("above")
 
 
 class Subclassed(keras.Model):

@@ -90,6 +90,9 @@ LINEAR = {
     "Add": two_branches(layers.Add()),
     "Subtract": two_branches(layers.Subtract()),
     "Average": two_branches(layers.Average()),
+    "Multiply numbers": lambda maps: layers.Multiply()(
+        [maps, tf.reshape(tf.range(189, dtype=tf.float32), (1, *SIZE, 3))]
+    ),
     "Concatenate": two_branches(layers.Concatenate()),
     "Concatenate rows": two_branches(layers.Concatenate(axis=1)),
     "+": lambda maps: maps + layers.DepthwiseConv2D(3, padding="same")(maps) + 3,
@@ -174,6 +177,9 @@ RELU = {
     "ReLU capped": lambda maps: layers.ReLU(max_value=1e6)(layers.Conv2D(4, 3)(maps)),
     "relu": lambda maps: keras.ops.relu(layers.Conv2D(4, 3)(maps)),
     "activations.relu": lambda maps: keras.activations.relu(layers.Conv2D(4, 3)(maps)),
+    "EinsumDense": layers.EinsumDense(
+        "bhwc,cd->bhwd", (None, None, 4), activation="relu", bias_axes="d"
+    ),
     "after Dense": layers.Dense(4, activation="relu"),
     "depthwise": layers.DepthwiseConv2D(3, activation="relu"),
     "separable": layers.SeparableConv2D(4, 3, activation="relu"),
@@ -212,6 +218,26 @@ def test_relu_is_recognized_however_it_is_spelled(name, rng):
             outputs = deconvnet.graph.run(linear, inputs)[linear[-1].result]
         expected = tape.gradient(outputs, inputs, signal[None])[0]
         np.testing.assert_allclose(found.projections[index], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda maps: tf.nn.relu(maps[:, ::-1]), "which has no rule"),
+        (lambda maps: 1.005 * tf.nn.relu(maps), "which has no rule"),
+        (tf.nn.crelu, "does not keep the shape of maps"),
+    ],
+)
+def test_what_is_nearly_relu_is_not(function, message):
+    model = model_of(lambda maps: layers.Conv2D(4, 3, activation=function, name="one")(maps))
+    with pytest.raises(ValueError, match=rf"layer 'one' \(Conv2D\) has .*{message}"):
+        Mirror(model)
+
+
+def test_a_high_cap_is_a_cap(rng):
+    model = model_of(lambda maps: layers.ReLU(6000.0, name="a")(maps * 1e4))
+    pictures = tf.constant(rng.normal(size=(2, *SIZE, 3)), tf.float32)
+    assert Mirror(model).rectified_maps(pictures, ["a"])["a"].numpy().max() == 6000
 
 
 @pytest.mark.parametrize("layer", [layers.ReLU(6), layers.Activation("relu6")])
@@ -306,6 +332,14 @@ REFUSED = {
         lambda maps: keras.ops.flip(maps, 0),
         "mixes the pictures of a batch or is not linear",
     ),
+    "ops.average": (
+        lambda maps: keras.ops.average(maps, axis=-1, weights=maps)[..., None] * np.ones(3),
+        "has no rule",
+    ),
+    "Transpose": (
+        lambda maps: keras.ops.transpose(keras.ops.transpose(maps, (1, 0, 2, 3)), (1, 0, 2, 3)),
+        "mixes the pictures of a batch or is not linear",
+    ),
     "Reshape": (
         lambda maps: keras.ops.reshape(maps, (-1, 35, 3, 3)),
         "mixes the pictures of a batch or is not linear",
@@ -336,7 +370,7 @@ def test_what_has_no_rule_is_refused_by_name_and_all_above_it(kind, rng):
 
     deconvnet = Mirror(model_of(between))
     assert deconvnet.feature_layers == ("below",)
-    kind = kind.removeprefix("Thresholded")
+    kind = kind.removeprefix("Thresholded").replace("ops.average", "Average")
     with pytest.raises(ValueError, match=rf"^Layer '\w+' \({kind}\) {re.escape(message)}"):
         deconvnet.project_strongest(np.zeros((1, *SIZE, 3)), "above", 1)
     pictures = rng.normal(size=(1, *SIZE, 3))
@@ -367,5 +401,5 @@ def test_every_rule_is_in_the_readme():
     for rule in set(rules.RULES.values()):
         words = rule.__doc__[0].lower() + rule.__doc__[1:].rstrip(".")
         (row,) = (line for line in readme.splitlines() if line.startswith(f"| {words} |"))
-        named = set(re.findall(r"`(\w+)`", row))
+        named = set(re.findall(r"`([\w.]+)`", row))
         assert named == {name for name, other in rules.RULES.items() if other is rule}

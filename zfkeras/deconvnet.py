@@ -55,6 +55,13 @@ class Deconvnet(Projector, keras.Model):
         self.conv_blocks = [layer for layer in model.layers if isinstance(layer, ConvBlock)]
         if not self.conv_blocks:
             raise ValueError(f"Expected a model with ConvBlock layers. Received: {model.name!r}.")
+        below = model.layers[: model.layers.index(self.conv_blocks[-1])]
+        for layer in below:
+            if not isinstance(layer, ConvBlock | keras.layers.InputLayer):
+                raise ValueError(
+                    f"Expected a chain of ConvBlock layers; zfkeras.mirror takes other models. "
+                    f"Received: {model.name!r} with layer {layer.name!r} ({type(layer).__name__})."
+                )
         self.geometry = Architecture(
             model.name,
             tuple(model.input_shape[1:3]),

@@ -25,14 +25,15 @@ import tensorflow as tf
 
 from zfkeras import rendering
 from zfkeras.data import batches, images
+from zfkeras.data.datasets import naming_broken_pictures
 from zfkeras.exemplars import ARRAYS, Exemplars, Scan
 from zfkeras.training.strategy import distribute, make_strategy, this_worker
 from zfkeras.writing import replacing
 
 SETTINGS = "gallery.json"
 SETTING_NAMES = {
-    *("weights", "preprocessing", "dataset", "pictures", "layers", "top_k", "repeats"),
-    *("feature_maps", "workers"),
+    *("model", "preprocessing", "input_size", "dataset", "pictures", "names", "layers", "top_k"),
+    *("repeats", "feature_maps", "workers"),
 }
 # What reading a damaged archive of arrays raises.
 DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
@@ -81,9 +82,13 @@ class LayerGallery:
 
     @classmethod
     def load(cls, path):
-        """What `save` wrote."""
-        with np.load(path) as arrays:
-            return cls(**{**arrays, "layer": str(arrays["layer"])})
+        """What `save` wrote.
+
+        Raises:
+            GalleryError: If the file is damaged.
+        """
+        arrays = _read_arrays(path, [field.name for field in dataclasses.fields(cls)])
+        return cls(**{**arrays, "layer": str(arrays["layer"])})
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,7 @@ class Gallery:
     def numbers(self, layer):
         """Arrays of `LayerGallery` by name, but for the large ones of pictures."""
         small = [field.name for field in dataclasses.fields(LayerGallery)][:-2]
-        path = self._file(layer).with_suffix(".npz")
-        try:
-            with path.open("rb") as file, np.load(file) as arrays:
-                return {name: arrays[name] for name in small}
-        except DAMAGED as error:
-            raise GalleryError(f"{path} is damaged.") from error
+        return _read_arrays(self._file(layer).with_suffix(".npz"), small)
 
     def sheet(self, layer, feature_map):
         """Path of a feature map's contact sheet."""
@@ -134,6 +134,14 @@ def load(path):
     if not layers:
         raise GalleryError(f"The gallery in {path} has no finished layer yet.")
     return Gallery(path, settings, findings, layers)
+
+
+def _read_arrays(path, names):
+    try:
+        with Path(path).open("rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in names}
+    except DAMAGED as error:
+        raise GalleryError(f"{path} is damaged.") from error
 
 
 def make(
@@ -177,25 +185,27 @@ def make(
         share, strategy = batches.Share(*this_worker()), "mirrored"
     layers = deconvnet.feature_layers if layers is None else tuple(layers)
     scan = Scan(deconvnet, layers, top_k, repeats, make_strategy(strategy))
-    by_layer = feature_maps if isinstance(feature_maps, dict) else {}
+    by_layer = feature_maps
+    if not isinstance(feature_maps, dict):
+        by_layer = dict.fromkeys(layers, feature_maps)
     chosen = {
-        layer: _chosen_maps(
-            by_layer.get(layer, feature_maps), layer, deconvnet.feature_map_count(layer)
-        )
+        layer: _chosen_maps(by_layer.get(layer), layer, deconvnet.feature_map_count(layer))
         for layer in layers
     }
     settings = {
-        "weights": _fingerprint(trained),
+        "model": _fingerprint_of_model(trained),
         "preprocessing": trained.preprocessing,
+        "input_size": list(deconvnet.input_shape[:2]),
         "dataset": pictures.source,
         "pictures": pictures.count,
+        "names": _fingerprint(getattr(pictures, "keys", ())),
         "layers": list(layers),
         "top_k": top_k,
         "repeats": repeats,
         "feature_maps": {layer: maps.tolist() for layer, maps in chosen.items()},
         "workers": share.workers,
     }
-    findings = _claim(output, settings, share)
+    findings = _claim(output, settings, share, on_progress)
     lost, findings["scan_seconds"] = _scan(
         scan, deconvnet, trained, pictures, output, batch_size, share, on_progress
     )
@@ -224,6 +234,8 @@ def file_names(layers):
     names = {}
     for layer in layers:
         name = re.sub(r"[^A-Za-z0-9_-]", "_", layer)[:100]
+        if name.startswith("scan-") or name in ("index", "gallery"):  # Files that are there anyway.
+            name = f"layer-{name}"
         others = (f"{name}-{count}" for count in range(2, len(layers) + 2))
         names[layer] = next(one for one in (name, *others) if one not in names.values())
     return names
@@ -232,29 +244,40 @@ def file_names(layers):
 def _chosen_maps(feature_maps, layer, count):
     if feature_maps is None:
         return np.arange(count, dtype=np.int32)
-    chosen = np.unique(np.asarray(feature_maps, np.int32))
-    if not len(chosen) or chosen[0] < 0 or chosen[-1] >= count:
+    chosen = sorted(set(map(int, feature_maps)))
+    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
         raise ValueError(
             f"{layer} has feature maps 0 to {count - 1}. "
             f"Received: {', '.join(map(str, feature_maps))}."
         )
-    return chosen
+    return np.array(chosen, np.int32)
 
 
-def _fingerprint(trained):
+def _fingerprint_of_model(trained):
+    """Of everything that decides what a network makes of pictures, but for its name."""
+    config = {**trained.model.get_config(), "name": None}
+    described = json.dumps(config, sort_keys=True, default=str)
+    return _fingerprint([described.encode(), *trained.model.get_weights(), trained.mean_image])
+
+
+def _fingerprint(parts):
     digest = hashlib.sha256()
-    for weight in (*trained.model.get_weights(), trained.mean_image):
-        digest.update(np.ascontiguousarray(weight))
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part))
     return digest.hexdigest()[:16]
 
 
-def _claim(output, settings, share):
+def _claim(output, settings, share, on_progress):
     """What is already known of the gallery in a folder, which must be this one or empty."""
     path = output / SETTINGS
     while share.worker and not path.exists():
+        on_progress("waiting for worker 1", 0, 1)
         time.sleep(SECONDS_BETWEEN_LOOKS)
     if not path.exists():
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        # A hidden file may be what was left of this when it was stopped.
+        if output.exists() and (
+            not output.is_dir() or any(not path.name.startswith(".") for path in output.iterdir())
+        ):
             raise GalleryError(f"{output} holds something else. Expected a new or empty folder.")
         output.mkdir(parents=True, exist_ok=True)
         findings = {"projection_seconds": {}, "drawing_seconds": {}}
@@ -352,14 +375,12 @@ def _save(scan, first, unreadable, seconds, path):
 
 def _restore(scan, path):
     """Adds a saved scan; gives its next picture, the unreadable ones, and the seconds it took."""
-    try:
-        with path.open("rb") as file, np.load(file) as state:
-            for layer in scan.exemplars:
-                found = {name: state[f"{layer}/{name}"] for name in ARRAYS}
-                scan.exemplars[layer] = scan.exemplars[layer].merged(Exemplars(layer, **found))
-            return int(state["first"]), state["unreadable"].tolist(), float(state["seconds"])
-    except DAMAGED as error:
-        raise GalleryError(f"{path} is damaged.") from error
+    keys = [f"{layer}/{name}" for layer in scan.exemplars for name in ARRAYS]
+    state = _read_arrays(path, ["first", "unreadable", "seconds", *keys])
+    for layer in scan.exemplars:
+        found = Exemplars(layer, **{name: state[f"{layer}/{name}"] for name in ARRAYS})
+        scan.exemplars[layer] = scan.exemplars[layer].merged(found)
+    return int(state["first"]), state["unreadable"].tolist(), float(state["seconds"])
 
 
 def _merge(scan, output, count, worker, share, on_progress):
@@ -367,8 +388,7 @@ def _merge(scan, output, count, worker, share, on_progress):
     path = _state(output, worker, share)
     while True:
         if path.exists():
-            with np.load(path) as state:
-                first = int(state["first"])
+            first = int(_read_arrays(path, ["first"])["first"])
             if first == count:
                 return _restore(scan, path)[1]
             on_progress(f"waiting for worker {worker + 1}", first, count)
@@ -407,7 +427,8 @@ class _LayerWork:
             if path.exists() or self._whole.exists():
                 continue
             started = time.monotonic()
-            made = self._project(maps, on_progress)
+            with naming_broken_pictures(self._pictures.source):
+                made = self._project(maps, on_progress)
             projected = time.monotonic()
             _draw_maps(made, self._folder)
             drawn = time.monotonic()
@@ -418,14 +439,16 @@ class _LayerWork:
             started = time.monotonic()
             self._wait(on_progress)
             paths = [path for path, _ in self._parts]
-            if not self._whole.exists():
-                _join(paths, self._whole)
             projecting += time.monotonic() - started
-            started = time.monotonic()
-            _draw_layer(paths if paths[0].exists() else [self._whole], self._folder)
+            if not self._whole.exists():
+                started = time.monotonic()
+                _draw_layer(paths, self._folder)
+                drawing += time.monotonic() - started
+                started = time.monotonic()
+                _join(paths, self._whole)
+                projecting += time.monotonic() - started
             for path in paths:
                 path.unlink(missing_ok=True)
-            drawing += time.monotonic() - started
         return round(projecting, 1), round(drawing, 1)
 
     def _wait(self, on_progress):
@@ -496,8 +519,7 @@ def _join(paths, whole):
         for field in dataclasses.fields(LayerGallery):
             with archive.open(f"{field.name}.npy", "w", force_zip64=True) as file:
                 if field.name == "layer":
-                    with np.load(paths[0]) as part:
-                        np.lib.format.write_array(file, part["layer"])
+                    np.lib.format.write_array(file, _read_arrays(paths[0], ["layer"])["layer"])
                     continue
                 shapes, kinds = zip(
                     *(_shape_and_kind(path, field.name) for path in paths), strict=True
@@ -510,16 +532,19 @@ def _join(paths, whole):
                 }
                 np.lib.format.write_array_header_2_0(file, header)
                 for path in paths:
-                    with np.load(path) as part:
-                        file.write(np.ascontiguousarray(part[field.name], kind).data.cast("B"))
+                    part = _read_arrays(path, [field.name])[field.name]
+                    file.write(np.ascontiguousarray(part, kind).data.cast("B"))
 
 
 def _shape_and_kind(path, name):
     """Of an array in an `.npz` file, without reading the array."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-        np.lib.format.read_magic(file)
-        shape, _, kind = np.lib.format.read_array_header_1_0(file)
-        return shape, kind
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            np.lib.format.read_magic(file)
+            shape, _, kind = np.lib.format.read_array_header_1_0(file)
+            return shape, kind
+    except DAMAGED as error:
+        raise GalleryError(f"{path} is damaged.") from error
 
 
 def _draw_maps(made, folder):
@@ -584,8 +609,8 @@ $sections
 def _write_page(output, settings, findings):
     sections, files = [], file_names(settings["layers"])
     for layer, file in files.items():
-        with np.load(output / f"{file}.npz") as arrays:
-            feature_maps, strongest = arrays["feature_maps"], arrays["activations"][:, 0]
+        arrays = _read_arrays(output / f"{file}.npz", ["feature_maps", "activations"])
+        feature_maps, strongest = arrays["feature_maps"], arrays["activations"][:, 0]
         figures, name = [], html.escape(layer)
         for feature_map, activation in zip(feature_maps, strongest, strict=True):
             path = f"{file}/{feature_map:04}.png"

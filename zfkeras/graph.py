@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.models.functional import Functional
 
 from zfkeras.rules import EVERYWHERE, HERE, NoRule, Primitive, primitives
 
@@ -153,12 +154,33 @@ class Graph:
         return ranges
 
     def fits_windows(self, steps):
-        """Whether windows of maps can be run instead of whole maps."""
-        return all(
+        """Whether windows of maps can be run instead of whole maps.
+
+        All units of a tensor must have windows of one size, one as far from the next as any other:
+        branches of unequal stride that meet again do not.
+        """
+        if not all(
             step.primitive.fits_windows
             and not any(self._sees_everything(step, source) for source in step.sources)
             for step in steps
-        )
+        ):
+            return False
+        units = np.arange(4)
+        for axis in (0, 1):
+            ranges = self.ranges(steps, units, axis, to_the_border=False)
+            for step in steps:
+                low, high = ranges[step.result]
+                for source in step.sources:
+                    extent = self.extent(source, axis)
+                    taken = step.primitive.reach[axis].below(low, high, extent)
+                    first, last = ranges[source]
+                    # Where in the source's window a step's part of it lies, and how large both are.
+                    for fixed in (taken[0] - first, taken[1] - taken[0], last - first):
+                        if np.ptp(fixed):
+                            return False
+                    if np.ptp(np.diff(first)):
+                        return False
+        return True
 
     def _sees_everything(self, step, source):
         if step.primitive.reach is EVERYWHERE or len(self.shapes[source]) != 3:
@@ -176,10 +198,12 @@ class Graph:
                 continue
             operation = node.operation
             sources = tuple(made[id(one)] for one in node.input_tensors)
-            if isinstance(operation, keras.Model) and _is_graph(operation):
-                results = self._unfold(_function(operation), sources, f"{prefix}{operation.name}/")
-            else:
+            if not isinstance(operation, keras.Model):
                 results = self._add(node, sources, prefix)
+            elif (problem := _why_not_followed(operation, node)) is not None:
+                results = self._refuse(node, sources, prefix, problem)
+            else:
+                results = self._unfold(_function(operation), sources, f"{prefix}{operation.name}/")
             made.update(
                 (id(one), number) for one, number in zip(node.outputs, results, strict=True)
             )
@@ -187,7 +211,6 @@ class Graph:
 
     def _add(self, node, sources, prefix):
         """Adds a layer's steps; gives the numbers of what it makes."""
-        name, kind = self._free_name(node.operation.name, prefix), type(node.operation).__name__
         arguments = (node.arguments.args, node.arguments.kwargs)
         try:
             if len(node.outputs) != 1:
@@ -196,12 +219,8 @@ class Graph:
                 raise NoRule(f"makes {node.outputs[0].dtype} numbers, which is not linear")
             parts = primitives(node.operation, arguments, **self._rules)
         except NoRule as problem:
-            results = [self._new() for _ in node.outputs]
-            self.steps += [
-                Step(name, kind, sources, result, None, None, str(problem)) for result in results
-            ]
-            self.tensors[name] = results[0]
-            return results
+            return self._refuse(node, sources, prefix, str(problem))
+        name, kind = self._free_name(node.operation.name, prefix), type(node.operation).__name__
         rectified = None
         for index, part in enumerate(parts):
             run = _filled(part.run, node) if index == 0 else part.run
@@ -212,6 +231,13 @@ class Graph:
                 rectified = result
         self.tensors[name] = sources[0] if rectified is None else rectified
         return list(sources)
+
+    def _refuse(self, node, sources, prefix, problem):
+        name, kind = self._free_name(node.operation.name, prefix), type(node.operation).__name__
+        results = [self._new() for _ in node.outputs]
+        self.steps += [Step(name, kind, sources, result, None, None, problem) for result in results]
+        self.tensors[name] = results[0]
+        return results
 
     def _free_name(self, name, prefix):
         names = [name, prefix + name]
@@ -252,11 +278,13 @@ class Graph:
             return step
         if step.primitive.reach is not EVERYWHERE:
             return step
+        problem = "mixes the pictures of a batch or is not linear"
+        if any(None in self.shapes[tensor] for tensor in (*step.sources, step.result)):
+            return dataclasses.replace(step, problem=problem)
         rng, sources = np.random.default_rng(0), []
         for source in step.sources:
             one = rng.normal(size=self.shapes[source])
             sources.append(tf.constant(np.stack([0 * one, one, 2 * one, 3 * one]), tf.float32))
-        problem = "mixes the pictures of a batch or is not linear"
         try:
             made = np.asarray(step.run(*sources), np.float32)
             first = np.asarray(step.run(*(source[:2] for source in sources)), np.float32)
@@ -264,7 +292,9 @@ class Graph:
             return dataclasses.replace(step, problem=problem)
         if made.shape != (4, *self.shapes[step.result]) or first.shape[0] != 2:
             return dataclasses.replace(step, problem=problem)
-        shifted, limit = made - made[:1], 1e-2 * np.abs(made).max()
+        # A bias may be much larger than what it is added to, and half precision keeps 8 bits.
+        shifted = made - made[:1]
+        limit = 1e-2 * np.abs(shifted).max() + 1e-5 * np.abs(made).max()
         expected = np.arange(4).reshape(4, *[1] * (made.ndim - 1)) * shifted[1]
         alike = np.allclose(shifted, expected, atol=limit) and np.allclose(
             first, made[:2], atol=limit
@@ -286,25 +316,35 @@ def _filled(run, node):
     return filled
 
 
-def _is_graph(model):
-    return isinstance(model, keras.Sequential) or hasattr(model, "_nodes_by_depth")
+def _why_not_followed(model, node):
+    """Why a model among the layers of another one cannot be unfolded; None if it can."""
+    if type(model).call not in (Functional.call, keras.Sequential.call):
+        return "has a `call` of its own, whose layers cannot be followed"
+    given, built = node.arguments.args[0], _function(model)._inputs_struct
+    alike = isinstance(given, dict) == isinstance(built, dict)
+    if len(node.input_tensors) > 1 and not alike:
+        return "takes its inputs by other names than it was built with"
+    return None
 
 
 def _function(model):
     """The Keras function that a model is."""
-    if isinstance(model, keras.Sequential):
-        if model._functional is None:
-            raise ValueError(
-                f"Model {model.name!r} does not know the size of its pictures yet. "
-                "Expected one that starts with keras.Input or has been called."
-            )
-        return model._functional
-    if not isinstance(model, keras.Model) or not _is_graph(model):
+    if not isinstance(model, keras.Model) or type(model).call not in (
+        Functional.call,
+        keras.Sequential.call,
+    ):
         raise ValueError(
             f"Expected a Functional or Sequential Keras model, whose layers can be followed. "
             f"Received: {type(model).__name__}."
         )
-    return model
+    if isinstance(model, Functional):
+        return model
+    if model._functional is None:
+        raise ValueError(
+            f"Model {model.name!r} does not know the size of its pictures yet. "
+            "Expected one that starts with keras.Input or has been called."
+        )
+    return model._functional
 
 
 def input_shape(model, input_size=None):

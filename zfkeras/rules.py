@@ -75,8 +75,9 @@ class Spreading:
         return first, (high + self.padding) // self.strides
 
 
-# What tells an activation function: large and small, of either sign, exact in half precision.
-PROBES = (-1e4, -7, -1, -0.5, -(2**-10), 0, 2**-10, 0.25, 0.5, 1, 3, 5.5, 7, 100, 1e4)
+# What tells an activation function: large and small, of either sign. All but the last one are exact
+# in half precision, and larger caps than that are no caps.
+PROBES = (-1e4, -7, -1, -0.5, -(2**-10), 0, 2**-10, 0.25, 0.5, 1, 3, 5.5, 7, 100, 6e4)
 
 HERE = Sliding(), Sliding()
 EVERYWHERE = None
@@ -130,7 +131,8 @@ def primitives(operation, arguments, signal_rule="deconvnet", overlap="sum", lin
         return [Primitive("adjoint", twin(operation), EVERYWHERE)]
     # A layer of a user's own may share its name with one of Keras's and do something else.
     known = kind.__module__.split(".")[0] in ("keras", "zfkeras")
-    rule = RULES.get(kind.__name__) if known else None
+    is_layer = isinstance(operation, keras.layers.Layer)
+    rule = RULES.get(kind.__name__ if is_layer else f"ops.{kind.__name__}") if known else None
     if rule is None:
         raise NoRule("has no rule in a deconvnet")
     if getattr(operation, "data_format", "channels_last") != "channels_last":
@@ -196,19 +198,24 @@ def rectify(signal_rule, cap=None):
 
 def activation(function, name, descent):
     """The primitives of an activation function, recognized by what it does."""
-    values = tf.constant(PROBES, tf.float32)
+    # At every place and in every channel the same, whatever stands at the others.
+    values = np.random.default_rng(0).permuted(np.tile(PROBES, (2, 5, 7, 1)), axis=-1)
+    values = tf.constant(values, tf.float32)
     with tf.init_scope():
         try:
-            given = np.asarray(function(values[None, None, None]), np.float32).ravel()
+            made = tf.convert_to_tensor(function(values))
         except Exception as error:  # Whatever a user's function may raise on such input.
             raise NoRule("has an activation that does not take maps") from error
-    values = values.numpy()
-    if np.array_equal(given, values):
+    given, values = np.asarray(tf.cast(made, tf.float32)), values.numpy()
+    tolerance = 1e-6 if made.dtype == tf.float32 else 1e-2
+    if given.shape != values.shape:
+        raise NoRule("has an activation that does not keep the shape of maps")
+    if np.allclose(given, values, rtol=tolerance, atol=0):
         return []
-    cap = given[-1] if given.size else np.nan
-    # Half precision gives 1e4 as 9984 and is a rectifier all the same.
-    if np.allclose(given, np.clip(values, 0, cap), rtol=1e-2, atol=0) and cap > 0:
-        return [rectify(descent.signal_rule, None if cap > 5e3 else float(cap))]
+    cap = given.max()
+    if cap > 0 and np.allclose(given, np.clip(values, 0, cap), rtol=tolerance, atol=0):
+        capped = cap < (1 - tolerance) * values.max()
+        return [rectify(descent.signal_rule, float(cap) if capped else None)]
     raise NoRule(f"has the activation {name}, which has no rule: the paper's is ReLU")
 
 
@@ -234,11 +241,6 @@ def _single(arguments):
     tensors = _tensors(arguments)
     if len(tensors) != 1:
         raise NoRule("works on several maps at once, which has no rule")
-
-
-def _given(arguments):
-    args, kwargs = arguments
-    return [*args, *kwargs.values()]
 
 
 def _tensors(arguments):
@@ -396,7 +398,7 @@ def _up_sampling(layer, arguments, descent):
 
 def _sum(layer, arguments, descent):
     """The signal, or its negative, to every summand."""
-    return [Primitive("adjoint", twin(layer), _reach_beside(_given(arguments)))]
+    return [Primitive("adjoint", twin(layer), _reach_beside(arguments))]
 
 
 def _product(operation, arguments, descent):
@@ -404,12 +406,16 @@ def _product(operation, arguments, descent):
     _single(arguments)
     if type(operation).__name__ != "Multiply" and not _tensors(arguments[0][:1]):
         raise NoRule("divides by maps, which is not linear")
-    return [Primitive("adjoint", twin(operation), _reach_beside(_given(arguments)))]
+    return [Primitive("adjoint", twin(operation), _reach_beside(arguments))]
 
 
 def _reach_beside(numbers):
     """`HERE`, unless other places have other numbers, which windows would not find."""
-    shapes = (np.shape(one) for one in numbers if not _tensors(one) and not isinstance(one, str))
+    shapes = (
+        np.shape(one)
+        for one in keras.tree.flatten(numbers)
+        if not isinstance(one, keras.KerasTensor | str | None)
+    )
     return HERE if all(set(shape[:-1]) <= {1} for shape in shapes) else EVERYWHERE
 
 
@@ -419,7 +425,7 @@ def _scaling(layer, arguments, descent):
     axes = np.ravel(getattr(layer, "axis", -1) or -1)
     if not set(axes.tolist()) <= {-1, len(_tensors(arguments)[0].shape) - 1}:
         raise NoRule("normalizes along other axes than the last one, which has no rule")
-    numbers = getattr(layer, "scale", 1), getattr(layer, "offset", 0)  # A Rescaling's.
+    numbers = [np.asarray(getattr(layer, name, 0)) for name in ("scale", "offset")]
     return [Primitive("adjoint", twin(layer), _reach_beside(numbers))]
 
 
@@ -433,14 +439,37 @@ def _rearrangement(layer, arguments, descent):
     return _linear(layer, arguments)
 
 
+def _indexing(operation, arguments, descent):
+    """The signal where it was taken from, zeros elsewhere."""
+    key = arguments[0][1] if isinstance(arguments[0][1], tuple) else (arguments[0][1],)
+    *places, channels = key
+    all_places = places in ([Ellipsis], [slice(None)] * 3)
+    of_channels = all_places and isinstance(channels, slice)
+    return _linear(operation, arguments, HERE if of_channels else EVERYWHERE)
+
+
+def _matrix(operation, arguments, descent):
+    """The signal times the transposed matrix, which must be numbers."""
+    first, second = arguments[0]
+    mixes_channels = isinstance(first, keras.KerasTensor) and np.ndim(second) == 2
+    return _linear(operation, arguments, HERE if mixes_channels else EVERYWHERE)
+
+
+def _einsum_dense(layer, arguments, descent):
+    """The signal times the transposed weights, summed as they were."""
+    _single(arguments)
+    run = twin(layer, activation=keras.activations.linear)
+    return _with_activation(layer, Primitive("adjoint", run, EVERYWHERE), descent)
+
+
 def _other_linear(layer, arguments, descent):
     """The adjoint."""
     return _linear(layer, arguments)
 
 
-def _linear(layer, arguments):
+def _linear(layer, arguments, reach=EVERYWHERE):
     _single(arguments)
-    return [Primitive("adjoint", twin(layer), EVERYWHERE)]
+    return [Primitive("adjoint", twin(layer), reach)]
 
 
 def _concatenation(operation, arguments, descent):
@@ -517,22 +546,25 @@ _NAMES = {
     _filtering: "Conv2D DepthwiseConv2D SeparableConv2D",
     _transposed: "Conv2DTranspose",
     _dense: "Dense",
-    _max_pooling: "MaxPooling2D MaxPool",
+    _einsum_dense: "EinsumDense",
+    _max_pooling: "MaxPooling2D ops.MaxPool",
     _global_max_pooling: "GlobalMaxPooling2D",
     _average_pooling: "AveragePooling2D",
-    _mean: "GlobalAveragePooling2D AdaptiveAveragePooling2D Mean Sum",
+    _mean: "GlobalAveragePooling2D AdaptiveAveragePooling2D ops.Mean ops.Sum",
     _scaling: "BatchNormalization Rescaling Normalization",
-    _activation_layer: "ReLU Activation Relu Relu6",
+    _activation_layer: "ReLU Activation ops.ReLU ops.Relu ops.Relu6",
     _zero_padding: "ZeroPadding2D",
     _cropping: "Cropping2D",
     _up_sampling: "UpSampling2D",
-    _sum: "Add Subtract Average Negative Cast",
-    _concatenation: "Concatenate",
-    _product: "Multiply Divide TrueDivide",
-    _rearrangement: "Flatten Reshape Permute RepeatVector CenterCrop GetItem Pad Transpose Flip "
-    "Squeeze ExpandDims",
-    _other_linear: "EinsumDense Resizing Resize Matmul Conv DepthwiseConv SeparableConv "
-    "ConvTranspose AveragePool",
+    _sum: "Add Subtract Average ops.Add ops.Subtract ops.Negative ops.Cast",
+    _concatenation: "Concatenate ops.Concatenate",
+    _product: "Multiply ops.Multiply ops.Divide ops.TrueDivide",
+    _matrix: "ops.Matmul",
+    _indexing: "ops.GetItem",
+    _rearrangement: "Flatten Reshape Permute RepeatVector CenterCrop ops.Reshape ops.Pad "
+    "ops.Transpose ops.Flip ops.Squeeze ops.ExpandDims",
+    _other_linear: "Resizing ops.Resize ops.Conv ops.DepthwiseConv ops.SeparableConv "
+    "ops.ConvTranspose ops.AveragePool",
     _skipped: "Dropout SpatialDropout2D GaussianDropout GaussianNoise AlphaDropout Identity "
     "ActivityRegularization RandomFlip RandomRotation RandomZoom RandomTranslation RandomContrast "
     "RandomBrightness ReplicaDropout",

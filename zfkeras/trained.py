@@ -14,8 +14,8 @@ from zfkeras.data import images
 from zfkeras.deconvnet import Deconvnet
 from zfkeras.export import ModelError
 from zfkeras.graph import input_shape
-from zfkeras.layers import ConvBlock
 from zfkeras.mirror import Mirror
+from zfkeras.models import ZFNet
 from zfkeras.training.run import CONFIG, load_run
 
 # Luma of red, green and blue, for networks that see grey (ITU-R BT.601).
@@ -55,7 +55,7 @@ class Trained:
 
     def deconvnet(self):
         """The network's deconvnet by the paper's rules, the fastest one that fits it."""
-        if any(isinstance(layer, ConvBlock) for layer in self.model.layers):
+        if isinstance(self.model, ZFNet):
             return Deconvnet(self.model)
         return Mirror(self.model, self.input_size, front=self.front)
 
@@ -134,6 +134,11 @@ def from_keras(model, preprocessing="none", input_size=None):
     if channels not in (1, 3):
         raise ValueError(
             f"Model {model.name!r} takes pictures of {channels} channels. Expected 1 or 3."
+        )
+    if channels == 1 and preprocessing in ("torch", "caffe"):
+        raise ValueError(
+            f"Model {model.name!r} takes grey pictures, of which {preprocessing!r} knows nothing. "
+            "Expected preprocessing none, unit or tf."
         )
     side = max(size)
     return Trained(

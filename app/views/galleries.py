@@ -1,5 +1,6 @@
 """What every feature map looks for: a gallery that `zfkeras gallery` made."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,11 @@ def numbers_of(path, written, layer, _opened):
     return _opened.numbers(layer)
 
 
+def plain(text):
+    """Text that means nothing in Markdown."""
+    return re.sub(r"([\\`*_{}\[\]()#+.!|$~:<>-])", r"\\\1", text)
+
+
 @st.dialog("One feature map", width="large")
 def enlarge(opened, layer, numbers, index):
     feature_map = numbers["feature_maps"][index]
@@ -28,7 +34,8 @@ def enlarge(opened, layer, numbers, index):
     for side, name in enumerate(("top", "left", "bottom", "right")):
         shown[name] = numbers["boxes"][index][fired][:, side]
     st.caption(
-        "Strongest first, in reading order. The last four are the pixels that the unit sees."
+        f"{plain(layer)}, feature map {feature_map}. Strongest first, in reading order; "
+        "the last four columns are the pixels that the unit sees."
     )
     st.dataframe(shown, hide_index=True, width="stretch")
 
@@ -58,12 +65,12 @@ order = np.argsort(-strongest, kind="stable") if by_strength else np.arange(len(
 # A map that no picture excites has nothing to show.
 alive = order[strongest[order] > 0]
 
-unreadable = len(opened.findings.get("unreadable", ()))
+count = opened.settings["pictures"] - len(opened.findings.get("unreadable", ()))
 st.caption(
-    f"{opened.settings['pictures'] - unreadable:,} pictures of {opened.settings['dataset']}, of "
-    f"each feature map the {opened.settings['top_k']} strongest units. Left what made them fire, "
-    "right the patches that did. "
-    f"{len(order) - len(alive)} of {len(order)} feature maps of {layer} never fired."
+    f"{count:,} pictures of {plain(opened.settings['dataset'])}, of each feature map the "
+    f"{opened.settings['top_k']} strongest units. Left what made them fire, right the patches "
+    f"that did. {len(order) - len(alive)} of {len(order)} feature maps of {plain(layer)} never "
+    "fired."
 )
 pages = max(-(-len(alive) // MAPS_ON_A_PAGE), 1)
 page = st.number_input("Page", 1, pages, key=f"page-{layer}") if pages > 1 else 1

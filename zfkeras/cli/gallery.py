@@ -69,6 +69,9 @@ def gallery(
     from zfkeras import trained as networks
     from zfkeras.data import datasets
 
+    if Path(dataset).is_dir() and output.resolve().is_relative_to(Path(dataset).resolve()):
+        # Its sheets would be pictures of the data set.
+        raise ValueError(f"{output} lies in the folder of the data set. Expected another place.")
     trained = networks.load(model, preprocessing, input_size)
     side = len(trained.mean_image)
     pictures = datasets.load(dataset, split, side, data_dir, labelled=False)
@@ -90,4 +93,5 @@ def gallery(
             f"{len(made['unreadable'])} pictures cannot be read and were left out; "
             f"they are listed in {output / galleries.SETTINGS}."
         )
-    click.echo(f"Wrote {output / 'index.html'}")
+    page = output / "index.html"
+    click.echo(f"Wrote {page}" if page.exists() else f"Did its part; worker 1 writes {page}")

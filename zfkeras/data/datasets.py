@@ -268,11 +268,19 @@ def _folder(root, class_names, paths, labels, resize_size):
 
 
 def _pictures_in(folder, pattern):
-    return sorted(
+    paths = sorted(
         str(path)
         for path in folder.glob(pattern)
         if path.suffix.lower() in SUFFIXES and path.is_file()
     )
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise DatasetError(
+                f"The name of {os.fsencode(path)!r} is not in UTF-8. Expected another name."
+            ) from error
+    return paths
 
 
 def _folders_in(folder):
