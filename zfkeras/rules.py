@@ -75,8 +75,8 @@ class Spreading:
         return first, (high + self.padding) // self.strides
 
 
-# What tells an activation function: large and small, of either sign. All but the last one are exact
-# in half precision, and larger caps than that are no caps.
+# What tells an activation function: large and small, of either sign. A cap above all of them counts
+# as none.
 PROBES = (-1e4, -7, -1, -0.5, -(2**-10), 0, 2**-10, 0.25, 0.5, 1, 3, 5.5, 7, 100, 6e4)
 
 HERE = Sliding(), Sliding()
