@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.models.functional import Functional
 
-from zfkeras.rules import EVERYWHERE, HERE, NoRule, Primitive, primitives
+from zfkeras.rules import EVERYWHERE, HERE, NoRule, Primitive, primitives, twin
 
 INPUT = 0
 
@@ -59,7 +59,9 @@ class Graph:
         tensors: `{layer: number of its tensor}`. A layer of a nested model goes by its own name
             where that is free, else by `model/layer`; a second use of a layer by `layer#2`. A
             `ConvBlock`'s tensor is that of its rectified maps.
-        shapes: `{number: shape of the tensor without its batch}`, of those that can be run.
+        shapes: `{number: shape of the tensor without its batch}`, of those that have a rule, as
+            have all below them.
+        outputs: Numbers of the tensors that the model gives.
 
     Raises:
         ValueError: If the model is not made of layers, or does not take one picture.
@@ -83,7 +85,7 @@ class Graph:
         self.input_shape, made = input_shape(model, input_size), [INPUT]
         if front is not None:
             self.input_shape, made = input_shape(front), self._unfold(_function(front), made, "")
-        self._unfold(_function(model), made, "")
+        self.outputs = self._unfold(_function(model), made, "")
         self.shapes = self._find_shapes(self._runnable())
         self.steps = [self._checked(step) for step in self.steps]
         sound = {INPUT, *(step.result for step in self._runnable())}
@@ -97,11 +99,17 @@ class Graph:
         """
         if layer not in self.tensors:
             raise UnknownLayer(f"There is no layer {layer!r}.")
-        wanted, steps = {self.tensors[layer]}, []
+        steps = self.steps_to([self.tensors[layer]])
+        for step in reversed(steps):
+            if step.problem:
+                raise UnknownLayer(f"Layer {step.layer!r} ({step.kind}) {step.problem}.")
+        return steps
+
+    def steps_to(self, tensors):
+        """The steps that lead from the picture to tensors, with a rule or without, in order."""
+        wanted, steps = set(tensors), []
         for step in reversed(self.steps):
             if step.result in wanted:
-                if step.problem:
-                    raise UnknownLayer(f"Layer {step.layer!r} ({step.kind}) {step.problem}.")
                 wanted.update(step.sources)
                 steps.append(step)
         return steps[::-1]
@@ -141,7 +149,7 @@ class Graph:
             low, high = ranges[step.result]
             for source in step.sources:
                 extent = self.extent(source, axis)
-                if self._sees_everything(step, source):
+                if self.sees_everything(step, source):
                     first, last = np.zeros_like(low), np.full_like(high, extent - 1)
                 else:
                     first, last = step.primitive.reach[axis].below(low, high, extent)
@@ -161,7 +169,7 @@ class Graph:
         """
         if not all(
             step.primitive.fits_windows
-            and not any(self._sees_everything(step, source) for source in step.sources)
+            and not any(self.sees_everything(step, source) for source in step.sources)
             for step in steps
         ):
             return False
@@ -182,7 +190,8 @@ class Graph:
                         return False
         return True
 
-    def _sees_everything(self, step, source):
+    def sees_everything(self, step, source):
+        """Whether a unit of what a step makes sees all of one of its sources."""
         if step.primitive.reach is EVERYWHERE or len(self.shapes[source]) != 3:
             return True
         # What a smaller map has for one place can be broadcast to every place.
@@ -234,8 +243,12 @@ class Graph:
 
     def _refuse(self, node, sources, prefix, problem):
         name, kind = self._free_name(node.operation.name, prefix), type(node.operation).__name__
+        run = _filled(_runner(node.operation), node)
         results = [self._new() for _ in node.outputs]
-        self.steps += [Step(name, kind, sources, result, None, None, problem) for result in results]
+        self.steps += [
+            Step(name, kind, sources, result, None, _one_of(run, index), problem)
+            for index, result in enumerate(results)
+        ]
         self.tensors[name] = results[0]
         return results
 
@@ -314,6 +327,15 @@ def _filled(run, node):
         return run(*args, **kwargs)
 
     return filled
+
+
+def _runner(operation):
+    return operation if isinstance(operation, keras.Model) else twin(operation)
+
+
+def _one_of(run, index):
+    """What is in one place of a function's result, which may be a structure."""
+    return lambda *tensors: keras.tree.flatten(run(*tensors))[index]
 
 
 def _why_not_followed(model, node):

@@ -73,9 +73,14 @@ class Trained:
         inputs = images.centre_crop(images.subtract_mean(square[None], self.mean_image), size)
         return images.centre_crop(square, size).numpy(), inputs.numpy()
 
+    def probabilities(self, outputs):
+        """What the model's outputs, float32 `(batch, classes)`, say of each class."""
+        # Other models end with a softmax of their own.
+        return tf.nn.softmax(outputs) if isinstance(self.model, ZFNet) else outputs
+
     def classify(self, inputs):
         """The most probable class of one picture, `inputs` of `prepare`, and its probability."""
-        probabilities = tf.nn.softmax(self.model(inputs, training=False)[0]).numpy()
+        probabilities = self.probabilities(self.model(inputs, training=False)[0]).numpy()
         best = int(probabilities.argmax())
         return self.class_names[best], float(probabilities[best])
 

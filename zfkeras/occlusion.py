@@ -1,0 +1,204 @@
+"""Occlusion sensitivity: what a square over each part of a picture changes (section 4.2, Figure 7).
+
+A grey square goes over the picture. Where it hides what the network needs, the probability of the
+class falls, and so does the activity of the feature map that sees it.
+
+The paper gives neither the size of the square nor its step. In the figure the square is 50 pixels
+wide and there are 30 positions each way on 224 pixels, which is a step of 6. Departure from the
+paper: where the steps do not end at the border, the last position does, so that every pixel is
+covered by some square.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from zfkeras import ops
+from zfkeras.graph import Graph
+from zfkeras.incremental import IncrementalPass
+from zfkeras.writing import replacing
+
+SIZE, STRIDE = 50 / 224, 6 / 224
+# Windows are cut and put together again, which costs more than computing the last few units.
+LARGEST_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What a square over each part of one picture makes of it.
+
+    Attributes:
+        rows, columns: int32 `(vertical,)` and `(horizontal,)`, first row and column of the square
+            in pixels of the network's input.
+        size: Side of the square.
+        label: The class whose probability is of interest.
+        layer, feature_map: The layer, and its map that is strongest by its sum in the picture as it
+            is.
+        probabilities: float32 `(vertical, horizontal, classes)`.
+        activations: float32 `(vertical, horizontal)`, sum of the feature map over space.
+        unoccluded_probabilities: float32 `(classes,)`, of the picture as it is.
+        unoccluded_activation: float, sum of the feature map in the picture as it is.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    size: int
+    label: int
+    layer: str
+    feature_map: int
+    probabilities: np.ndarray
+    activations: np.ndarray
+    unoccluded_probabilities: np.ndarray
+    unoccluded_activation: float
+
+    @property
+    def classes(self):
+        """The most probable class at every position, int64 `(vertical, horizontal)`."""
+        return self.probabilities.argmax(axis=2)
+
+    def save(self, path):
+        """Writes all arrays into one `.npz` file."""
+        with replacing(path) as beside:
+            np.savez_compressed(beside, **dataclasses.asdict(self), classes=self.classes)
+
+
+def positions(extent, size, stride, cover=True):
+    """Where squares start along one side.
+
+    Args:
+        extent: Length of the side.
+        size: Of the square.
+        stride: From one square to the next.
+        cover: Whether a last square ends at the border if the steps do not.
+
+    Returns:
+        int32 array, rising.
+
+    Raises:
+        ValueError: If the square does not fit or the stride is not positive.
+    """
+    if not 1 <= size <= extent:
+        raise ValueError(f"`size` must lie between 1 and {extent}. Received: size={size}.")
+    if stride < 1:
+        raise ValueError(f"`stride` must be positive. Received: stride={stride}.")
+    starts = np.arange(0, extent - size + 1, stride, dtype=np.int32)
+    if cover and starts[-1] != extent - size:
+        starts = np.append(starts, np.int32(extent - size))
+    return starts
+
+
+class Occluder:
+    """Slides squares over pictures of one network.
+
+    Args:
+        trained: A `zfkeras.trained.Trained` network that gives probabilities.
+        layer: Name of the layer whose strongest map is watched; the highest that is rectified and
+            has maps if None.
+        size, stride: Of the square, in pixels; Figure 7's share of the longer side if None.
+        cover: As in `positions`.
+        incremental: Whether to compute only what a square can change, where that is less work.
+
+    Raises:
+        ValueError: If there is no such layer, or the square does not fit.
+    """
+
+    def __init__(self, trained, layer=None, size=None, stride=None, cover=True, incremental=True):
+        self._trained = trained
+        self._graph = graph = Graph(trained.model, trained.input_size, front=trained.front)
+        *extent, _ = graph.input_shape
+        self.layer = layer or trained.deconvnet().feature_layers[-1]
+        self.size = round(SIZE * max(extent)) if size is None else size
+        stride = max(round(STRIDE * max(extent)), 1) if stride is None else stride
+        self.rows, self.columns = (positions(side, self.size, stride, cover) for side in extent)
+        graph.path(self.layer)
+        self._maps, self._outputs = graph.tensors[self.layer], graph.outputs[0]
+        self._all_rows = np.repeat(self.rows, len(self.columns))
+        self._all_columns = np.tile(self.columns, len(self.rows))
+        self._pass = IncrementalPass(
+            graph, [self._maps, self._outputs], self._all_rows, self._all_columns, self.size
+        )
+        self.incremental = incremental and self._pass.share <= LARGEST_SHARE
+        self._look = tf.function(self._look_at, autograph=False)
+        sweep = self._changed if self.incremental else self._whole
+        self._sweep = tf.function(sweep, autograph=False, reduce_retracing=True)
+
+    def __call__(self, inputs, fill, label=None, batch_size=32, on_batch=lambda count: None):
+        """Slides the square over one picture.
+
+        Args:
+            inputs: float32 `(height, width, channels)` as the network takes it.
+            fill: float32, shaped like `inputs` or `(channels,)`: what the square shows.
+            label: The class of interest; the most probable one if None.
+            batch_size: Positions at a time.
+            on_batch: Called with the number of positions just done.
+
+        Returns:
+            `Sensitivity`.
+        """
+        inputs = tf.constant(inputs, tf.float32)
+        fill = tf.broadcast_to(tf.constant(fill, tf.float32), inputs.shape)
+        unchanged = self._look(inputs[None])
+        probabilities = self._probabilities(unchanged[self._outputs]).numpy()[0]
+        sums = tf.reduce_sum(tf.cast(unchanged[self._maps], tf.float32), (1, 2)).numpy()[0]
+        feature_map = int(sums.argmax())
+        count = len(self._all_rows)
+        found = np.empty((count, len(probabilities)), np.float32)
+        activations = np.empty(count, np.float32)
+        for first in range(0, count, batch_size):
+            which = np.arange(first, min(first + batch_size, count), dtype=np.int32)
+            found[which], activations[which] = self._sweep(
+                inputs, fill, unchanged, tf.constant(which), tf.constant(feature_map)
+            )
+            on_batch(len(which))
+        shape = len(self.rows), len(self.columns)
+        return Sensitivity(
+            rows=self.rows,
+            columns=self.columns,
+            size=self.size,
+            label=int(probabilities.argmax()) if label is None else label,
+            layer=self.layer,
+            feature_map=feature_map,
+            probabilities=found.reshape(*shape, -1),
+            activations=activations.reshape(shape),
+            unoccluded_probabilities=probabilities,
+            unoccluded_activation=float(sums[feature_map]),
+        )
+
+    def _look_at(self, inputs):
+        return self._pass.unchanged(inputs)
+
+    def _whole(self, inputs, fill, unchanged, which, feature_map):
+        """Whole passes over the picture, each with its square."""
+        hidden = [
+            (tf.range(extent) >= start[:, None]) & (tf.range(extent) < start[:, None] + self.size)
+            for start, extent in zip(self._starts(which), inputs.shape[:2], strict=True)
+        ]
+        mask = hidden[0][:, :, None, None] & hidden[1][:, None, :, None]
+        tensors = self._pass.unchanged(tf.where(mask, fill, inputs))
+        maps = tf.cast(tensors[self._maps], tf.float32)[..., feature_map]
+        return self._probabilities(tensors[self._outputs]), tf.reduce_sum(maps, (1, 2))
+
+    def _changed(self, inputs, fill, unchanged, which, feature_map):
+        """Only what the squares can change."""
+        places = [start[:, None] + tf.range(self.size) for start in self._starts(which)]
+        squares = ops.cut_windows(fill[None], tf.zeros_like(which), *places)
+        tensors = self._pass.run(unchanged, squares, which)
+        maps = tf.cast(tensors[self._maps], tf.float32)[..., feature_map, None]
+        as_it_was = tf.cast(unchanged[self._maps], tf.float32)[..., feature_map, None]
+        sums = tf.reduce_sum(maps, (1, 2, 3))
+        places = self._pass.places(self._maps, which)
+        if places is not None:
+            before = ops.cut_windows(as_it_was, tf.zeros_like(which), *places)
+            sums += tf.reduce_sum(as_it_was) - tf.reduce_sum(before, (1, 2, 3))
+        return self._probabilities(tensors[self._outputs]), sums
+
+    def _starts(self, which):
+        return [
+            tf.gather(tf.constant(starts, tf.int32), which)
+            for starts in (self._all_rows, self._all_columns)
+        ]
+
+    def _probabilities(self, outputs):
+        return self._trained.probabilities(tf.cast(outputs, tf.float32))
