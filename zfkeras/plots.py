@@ -1,7 +1,9 @@
 """Numbers -> figures with axes, through matplotlib. What is made of pixels is in `rendering`."""
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 
 from zfkeras.writing import replacing
 
@@ -60,6 +62,69 @@ def evolution(sheet, title, row_names, column_names):
     axes.xaxis.set_label_position("top")
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     axes.spines[:].set_visible(False)
+    return figure
+
+
+def occlusion(sensitivity, seen, projection, class_names):
+    """Figure 7 of one picture: where what was hidden, and what came of it.
+
+    Args:
+        sensitivity: A `zfkeras.occlusion.Sensitivity`.
+        seen: uint8 `(height, width, 3)`, the picture as the network sees it.
+        projection: uint8, shaped like it: the watched map's projection.
+        class_names: Name of each class.
+
+    Returns:
+        A matplotlib `Figure` of five panels. A position is drawn where its square's middle is.
+    """
+    found = sensitivity
+    figure = Figure((19, 4), layout="constrained")
+    picture, activity, projected, probability, classes = figure.subplots(1, 5)
+    # From half a step before the first middle to half a step after the last one.
+    middle = found.size / 2
+    half = [
+        np.diff(starts).max() / 2 if len(starts) > 1 else 0.5
+        for starts in (found.columns, found.rows)
+    ]
+    extent = (
+        found.columns[0] + middle - half[0],
+        found.columns[-1] + middle + half[0],
+        found.rows[-1] + middle + half[1],
+        found.rows[0] + middle - half[1],
+    )
+    square = Rectangle((0, 0), found.size, found.size, color="0.5")
+    picture.imshow(seen)
+    picture.add_patch(square)
+    picture.set_title(f"{class_names[found.label]}, the square is {found.size} pixels wide")
+    projected.imshow(projection)
+    projected.set_title(f"projection of {found.layer}, map {found.feature_map}")
+    for axes, values, title, limits in (
+        (activity, found.activations, f"{found.layer}, map {found.feature_map}: sum", (None, None)),
+        (
+            probability,
+            found.probabilities[..., found.label],
+            f"p({class_names[found.label]})",
+            (0, 1),
+        ),
+    ):
+        shown = axes.imshow(values, extent=extent, vmin=limits[0], vmax=limits[1], cmap="viridis")
+        figure.colorbar(shown, ax=axes, shrink=0.8)
+        axes.set_title(title)
+    # Each class has one colour, and the legend only those that come up.
+    seen_classes, numbered = np.unique(found.classes, return_inverse=True)
+    colours = colormaps["tab20"](np.arange(len(seen_classes)) % 20)
+    classes.imshow(colours[numbered.reshape(found.classes.shape)], extent=extent)
+    classes.set_title("most probable class")
+    classes.legend(
+        handles=[
+            Patch(color=colour, label=class_names[label])
+            for colour, label in zip(colours, seen_classes, strict=True)
+        ],
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
+    for axes in (picture, activity, projected, probability, classes):
+        axes.set(xlim=(0, seen.shape[1]), ylim=(seen.shape[0], 0), xticks=(), yticks=())
     return figure
 
 

@@ -1,0 +1,222 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from click.testing import CliRunner
+from conftest import random_model
+from PIL import Image
+
+from zfkeras import occlusion
+from zfkeras.architecture import ALEXNET, ZFNET_SMALL
+from zfkeras.cli import cli
+from zfkeras.occlusion import Occluder, fill_of, positions
+from zfkeras.trained import Trained, from_keras
+
+
+def network(architecture):
+    side = max(architecture.input_size)
+    # Not the paper's initialization, of which a random network's probabilities say nothing.
+    return Trained(random_model(architecture), np.zeros((side, side, 3), np.float32), tuple("abcd"))
+
+
+@pytest.fixture
+def trained(tiny):
+    return network(tiny)
+
+
+@pytest.fixture
+def picture(tiny, rng):
+    return rng.normal(size=(*tiny.input_size, 3)).astype(np.float32)
+
+
+def one_by_one(trained, picture, fill, layer, feature_map, rows, columns, size):
+    """The slow, obvious sweep."""
+    model = trained.model
+    probabilities, activations = [], []
+    for row in rows:
+        for column in columns:
+            hidden = picture.copy()
+            hidden[row : row + size, column : column + size] = fill[
+                row : row + size, column : column + size
+            ]
+            probabilities.append(tf.nn.softmax(model(hidden[None])[0]))
+            maps = trained.deconvnet().rectified_maps(tf.constant(hidden[None]), [layer])[layer]
+            activations.append(maps.numpy()[..., feature_map].sum())
+    shape = len(rows), len(columns)
+    return np.reshape(probabilities, (*shape, -1)), np.reshape(activations, shape)
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+@pytest.mark.parametrize(("layer", "size", "stride"), [("conv3", 7, 5), ("conv1", 12, 9)])
+def test_a_sweep_equals_one_square_after_the_other(
+    trained, picture, rng, layer, size, stride, incremental, monkeypatch
+):
+    monkeypatch.setattr(occlusion, "LARGEST_SHARE", 1)
+    fill = rng.normal(size=picture.shape).astype(np.float32)
+    occluder = Occluder(trained, layer, size, stride, incremental=incremental)
+    assert occluder.incremental == incremental
+
+    found = occluder(picture, fill, batch_size=7)
+
+    probabilities, activations = one_by_one(
+        trained, picture, fill, layer, found.feature_map, found.rows, found.columns, size
+    )
+    np.testing.assert_allclose(found.probabilities, probabilities, atol=1e-5)
+    np.testing.assert_allclose(found.activations, activations, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(found.classes, probabilities.argmax(axis=2))
+    assert np.ptp(probabilities) > 0.01 and np.ptp(activations) > 0.01
+    maps = trained.deconvnet().rectified_maps(tf.constant(picture[None]), [layer])[layer]
+    sums = maps.numpy().sum(axis=(0, 1, 2))
+    assert found.feature_map == sums.argmax()
+    np.testing.assert_allclose(found.unoccluded_activation, sums.max(), rtol=1e-5)
+    assert found.label == found.unoccluded_probabilities.argmax()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "stride"),
+    [(ZFNET_SMALL, 23, 29), (ZFNET_SMALL, 9, 40), (ALEXNET, 50, 90)],
+)
+def test_what_a_square_cannot_change_need_not_be_computed(architecture, size, stride, rng):
+    trained = network(architecture)
+    picture = 50 * rng.normal(size=(*architecture.input_size, 3)).astype(np.float32)
+    whole, changed = (
+        Occluder(trained, size=size, stride=stride, incremental=incremental)
+        for incremental in (False, True)
+    )
+    assert changed.incremental
+
+    expected, found = whole(picture, np.zeros(3)), changed(picture, np.zeros(3))
+
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    np.testing.assert_allclose(found.activations, expected.activations, rtol=1e-5)
+    assert np.ptp(expected.activations) > 0
+
+
+@pytest.mark.parametrize("stride", [1, 5])
+def test_branches_and_a_softmax_of_its_own(rng, stride, monkeypatch):
+    monkeypatch.setattr(occlusion, "LARGEST_SHARE", 1)
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    inputs = keras.Input((24, 31, 3))
+    maps = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name="a")(inputs)
+    other = layers.BatchNormalization()(layers.Conv2D(6, 3, padding="same")(maps))
+    maps = layers.ReLU(name="sum")(layers.Add()([maps, other]))
+    maps = layers.AveragePooling2D(3, 2, padding="same")(
+        layers.ZeroPadding2D(((0, 1), (2, 0)))(maps)
+    )
+    outputs = layers.Dense(4, activation="softmax")(layers.GlobalAveragePooling2D()(maps))
+    model = keras.Model(inputs, outputs)
+    picture = rng.normal(size=(24, 31, 3)).astype(np.float32)
+    fill = rng.normal(size=(24, 31, 3)).astype(np.float32)
+
+    whole, changed = (
+        Occluder(from_keras(model), "sum", 6, stride, incremental=incremental)(picture, fill)
+        for incremental in (False, True)
+    )
+
+    np.testing.assert_allclose(changed.probabilities, whole.probabilities, atol=1e-6)
+    np.testing.assert_allclose(changed.activations, whole.activations, rtol=1e-5)
+    hidden = picture.copy()
+    hidden[-6:, -6:] = fill[-6:, -6:]
+    np.testing.assert_allclose(whole.probabilities[-1, -1], model(hidden[None])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+def test_a_pictures_own_pixels_change_nothing(trained, picture, incremental):
+    found = Occluder(trained, size=9, stride=4, incremental=incremental)(picture, picture)
+
+    expected = np.broadcast_to(found.unoccluded_probabilities, found.probabilities.shape)
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-6)
+    np.testing.assert_allclose(found.activations, found.unoccluded_activation, rtol=1e-5)
+
+
+def test_positions_cover_every_pixel():
+    assert positions(224, 50, 6).tolist() == list(range(0, 175, 6))  # Figure 7's thirty.
+    assert positions(10, 4, 4).tolist() == [0, 4, 6]
+    assert positions(10, 4, 4, cover=False).tolist() == [0, 4]
+    assert positions(7, 7, 3).tolist() == [0]
+    for extent, size, stride in ((224, 50, 6), (31, 7, 7), (30, 8, 5), (9, 1, 1)):
+        covered = np.zeros(extent, int)
+        for start in positions(extent, size, stride):
+            covered[start : start + size] += 1
+        assert covered.min() == 1 if stride == size else covered.min() >= 1
+    disjoint = np.zeros(28, int)
+    for start in positions(28, 7, 7):
+        disjoint[start : start + 7] += 1
+    assert (disjoint == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((10, 11, 1), "between 1 and 10"),
+        ((10, 0, 1), "between 1"),
+        ((10, 3, 0), "must be positive"),
+    ],
+)
+def test_squares_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        positions(*arguments)
+
+
+def test_what_a_square_shows(rng):
+    seen = rng.integers(0, 255, (20, 30, 3), np.uint8)
+    nothing, mean_image = np.zeros(seen.shape), rng.uniform(0, 255, seen.shape)
+
+    assert (fill_of("gray", seen, nothing, 5) == 124).all()
+    np.testing.assert_allclose(fill_of("mean", seen, mean_image, 5), mean_image, rtol=1e-6)
+    np.testing.assert_allclose(
+        fill_of("mean", seen, nothing, 5)[3, 4], seen.mean((0, 1)), rtol=1e-6
+    )
+    blurred = fill_of("blur", seen, nothing, 10)
+    assert blurred.std() < 0.4 * seen.std()
+    np.testing.assert_array_equal(fill_of((1, 2.5, 255), seen, nothing, 5)[7, 8], [1, 2.5, 255])
+    for wrong in ("grey", (1, 2), (1, 2, 256)):
+        with pytest.raises(ValueError, match="must be one of gray, mean, blur or three numbers"):
+            fill_of(wrong, seen, nothing, 5)
+
+
+def test_a_model_without_probabilities_is_refused(picture, tiny):
+    inputs = keras.Input(picture.shape)
+    maps = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    logits = keras.layers.Dense(3)(keras.layers.Flatten()(maps))
+    with pytest.raises(ValueError, match="gives no probabilities. Expected a softmax at its end"):
+        Occluder(from_keras(keras.Model(inputs, logits)), size=5)(picture, np.zeros(3))
+    with pytest.raises(ValueError, match="gives no probabilities of classes.*27, 35, 4"):
+        Occluder(from_keras(keras.Model(inputs, maps)), size=5)
+
+
+def test_the_command_writes_figures_and_numbers(export_dir, tmp_path, rng, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one.png", "two.png"):
+        Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(name)
+    command = ["occlusion", "one.png", "two.png", "--model", str(export_dir)]
+
+    result = CliRunner().invoke(
+        cli, [*command, "--size", "9", "--stride", "6", "--label", "gas pump", "--value", "blur"]
+    )
+
+    assert result.exit_code == 0, result.output
+    *lines, last = result.output.splitlines()
+    assert last == "Wrote a figure and the numbers of 2 pictures to occlusion"
+    assert len(lines) == 2 and lines[1].startswith("two.png: gas pump ")
+    with np.load("occlusion/two.npz") as found, Image.open("occlusion/two.png") as figure:
+        assert found["label"] == 2
+        assert found["probabilities"].shape == (5, 6, 4)
+        assert found["rows"].tolist() == [0, 6, 12, 18, 20]
+        np.testing.assert_array_equal(found["classes"], found["probabilities"].argmax(2))
+        lowest = found["probabilities"][..., 2].min()
+        assert f"down to {lowest:.1%}" in lines[1]
+        assert figure.size[0] > 3 * figure.size[1]
+    for wrong, message in (
+        (["--size", "30"], "`size` must lie between 1 and 29"),
+        (["--stride", "0"], "`stride` must be positive"),
+        (["--label", "dragon"], "Expected a class of cat, dog, gas pump"),
+        (["--label", "4"], "Expected a class of"),
+        (["--value", "1,2"], "`value` must be one of"),
+        (["--layer", "conv7"], "one of conv1, conv2, conv3"),
+    ):
+        result = CliRunner().invoke(cli, [*command, *wrong])
+        assert result.exit_code == 2, result.output
+        assert message in result.output
+        assert len(result.output.splitlines()) == 1

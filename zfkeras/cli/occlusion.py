@@ -1,0 +1,116 @@
+"""`zfkeras occlusion`: what a square over each part of a picture changes."""
+
+from pathlib import Path
+
+import click
+
+from zfkeras.cli.errors import OneLineCommand, one_line_errors
+from zfkeras.cli.options import keras_file_options, model_option, output_option
+from zfkeras.cli.progress import Stages
+from zfkeras.cli.startup import import_tensorflow
+
+
+def word_or_colour(context, parameter, text):
+    """Callback of an option that takes a word or a colour such as 124,116,104."""
+    parts = text.split(",")
+    if len(parts) == 1:
+        return text
+    try:
+        return tuple(float(part) for part in parts)
+    except ValueError as error:
+        raise click.BadParameter(f"Expected a word or R,G,B. Received: {text}.") from error
+
+
+@click.command(cls=OneLineCommand)
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@model_option("Training run, exported model or .keras file.")
+@click.option("--layer", help="Layer whose strongest map is watched.  [the highest]")
+@click.option("--size", type=int, help="Side of the square in pixels.  [50 of 224]")
+@click.option("--stride", type=int, help="Pixels from one square to the next.  [6 of 224]")
+@click.option(
+    "--value",
+    default="gray",
+    show_default=True,
+    callback=word_or_colour,
+    help="What the square shows: gray, mean, blur or R,G,B from 0 to 255.",
+)
+@click.option("--label", help="Class of interest, by name or number.  [the most probable one]")
+@click.option(
+    "--cover/--no-cover", default=True, help="Whether the last square ends at the border."
+)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@output_option("occlusion", help="Folder for a figure and the numbers of every picture.")
+@keras_file_options
+@one_line_errors
+def occlusion(
+    pictures,
+    model_path,
+    layer,
+    size,
+    stride,
+    value,
+    label,
+    cover,
+    batch_size,
+    output,
+    preprocessing,
+    input_size,
+):
+    """Slide a square over PICTURES and see what the network makes of them: Figure 7.
+
+    \b
+    Example:
+        zfkeras occlusion dog.jpg --label tench --output occlusion
+    """
+    import_tensorflow()
+    from zfkeras import occlusion as occlusions
+    from zfkeras import plots, rendering, trained
+    from zfkeras.data.images import centre_crop
+    from zfkeras.data.pictures import read_picture
+
+    pixels = [read_picture(path) for path in pictures]
+    network = trained.load(model_path, preprocessing, input_size)
+    deconvnet = network.deconvnet()
+    extent = deconvnet.input_shape[:2]
+    occluder = occlusions.Occluder(network, layer, size, stride, cover)
+    names = network.class_names or occluder.class_numbers()
+    chosen = _class_number(label, names)
+    mean_image = centre_crop(network.mean_image, extent)
+    with Stages() as show:
+        for path, picture in zip(pictures, pixels, strict=True):
+            seen, inputs = network.prepare(picture, extent)
+            fill = occlusions.fill_of(value, seen, mean_image, occluder.size) - mean_image
+            done = 0
+
+            def on_batch(count, path=path):
+                nonlocal done
+                done += count
+                show(path.name, done, occluder.count)
+
+            found = occluder(inputs[0], fill, chosen, batch_size, on_batch)
+            projection = deconvnet.project_feature_maps(inputs, found.layer, [found.feature_map])
+            found.save(output / f"{path.stem}.npz")
+            drawn = rendering.draw_signed(projection.projections[0])
+            plots.save(plots.occlusion(found, seen, drawn, names), output / f"{path.stem}.png")
+            lowest = found.probabilities[..., found.label]
+            row, column = (int(one) for one in divmod(lowest.argmin(), lowest.shape[1]))
+            click.echo(
+                f"{path}: {names[found.label]} "
+                f"{found.unoccluded_probabilities[found.label]:.1%}, down to {lowest.min():.1%} "
+                f"with the square at row {found.rows[row]}, column {found.columns[column]}"
+            )
+    click.echo(f"Wrote a figure and the numbers of {len(pictures)} pictures to {output}")
+
+
+def _class_number(label, names):
+    if label is None:
+        return None
+    if label in names:
+        return names.index(label)
+    if label.isdigit() and int(label) < len(names):
+        return int(label)
+    raise click.BadParameter(
+        f"Expected a class of {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}, or its "
+        f"number. Received: {label}.",
+        param_hint="--label",
+    )
