@@ -95,7 +95,8 @@ def occlusion(sensitivity, seen, projection, class_names):
     square = Rectangle((0, 0), found.size, found.size, color="0.5")
     picture.imshow(seen)
     picture.add_patch(square)
-    picture.set_title(f"{class_names[found.label]}, the square is {found.size} pixels wide")
+    picture.set_title(class_names[found.label])
+    picture.set_xlabel(f"the square is {found.size} pixels wide")
     projected.imshow(projection)
     projected.set_title(f"projection of {found.layer}, map {found.feature_map}")
     for axes, values, title, limits in (
