@@ -7,7 +7,7 @@ from conftest import random_model
 from PIL import Image
 
 from zfkeras import occlusion
-from zfkeras.architecture import ALEXNET, ZFNET_SMALL
+from zfkeras.architecture import ALEXNET, ZFNET, ZFNET_SMALL
 from zfkeras.cli import cli
 from zfkeras.occlusion import Occluder, fill_of, positions
 from zfkeras.trained import Trained, from_keras
@@ -74,11 +74,11 @@ def test_a_sweep_equals_one_square_after_the_other(
 
 @pytest.mark.parametrize(
     ("architecture", "size", "stride"),
-    [(ZFNET_SMALL, 23, 29), (ZFNET_SMALL, 9, 40), (ALEXNET, 50, 90)],
+    [(ZFNET_SMALL, 23, 29), (ZFNET_SMALL, 9, 40), (ALEXNET, 50, 90), (ZFNET, 50, 87)],
 )
 def test_what_a_square_cannot_change_need_not_be_computed(architecture, size, stride, rng):
     trained = network(architecture)
-    picture = 50 * rng.normal(size=(*architecture.input_size, 3)).astype(np.float32)
+    picture = rng.normal(size=(*architecture.input_size, 3)).astype(np.float32)
     whole, changed = (
         Occluder(trained, size=size, stride=stride, incremental=incremental)
         for incremental in (False, True)
@@ -90,6 +90,7 @@ def test_what_a_square_cannot_change_need_not_be_computed(architecture, size, st
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
     np.testing.assert_allclose(found.activations, expected.activations, rtol=1e-5)
     assert np.ptp(expected.activations) > 0
+    assert np.ptp(expected.probabilities[..., expected.label]) > 1e-3
 
 
 @pytest.mark.parametrize("stride", [1, 5])
@@ -119,6 +120,12 @@ def test_branches_and_a_softmax_of_its_own(rng, stride, monkeypatch):
     hidden = picture.copy()
     hidden[-6:, -6:] = fill[-6:, -6:]
     np.testing.assert_allclose(whole.probabilities[-1, -1], model(hidden[None])[0], atol=1e-6)
+
+
+def test_where_a_square_can_change_nearly_everything_it_all_is_computed(trained, caplog):
+    with caplog.at_level("DEBUG", logger="zfkeras"):
+        assert not Occluder(trained, size=20, stride=4).incremental
+    assert "a square of 20 pixels can change" in caplog.text
 
 
 @pytest.mark.parametrize("incremental", [False, True])

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from zfkeras import ops
 from zfkeras.graph import INPUT
+from zfkeras.rules import HERE
 
 
 class IncrementalPass:
@@ -112,6 +113,8 @@ class IncrementalPass:
             return step.run(
                 *(self._whole(source, values, unchanged, which) for source in step.sources)
             )
+        if self._unit_by_unit(step):
+            return step.run(*(values[source] for source in step.sources))
         places, parts = self.places(step.result, which), []
         for source in step.sources:
             needed = [
@@ -126,6 +129,17 @@ class IncrementalPass:
         inside = ops.inside_maps(*needed, self._graph.shapes[source][:2])
         return step.primitive.run_inside(parts[0], inside)
 
+    def _unit_by_unit(self, step):
+        """Whether a step makes the very windows that it takes."""
+        made = self._windows[step.result]
+        return step.primitive.reach == HERE and all(
+            size == own_size and np.array_equal(starts, own_starts)
+            for source in step.sources
+            for (starts, size), (own_starts, own_size) in zip(
+                self._windows[source], made, strict=True
+            )
+        )
+
     def _whole(self, source, values, unchanged, which):
         if self._windows[source] is None:
             return values[source]
@@ -135,11 +149,23 @@ class IncrementalPass:
         return self._part(source, places, values, unchanged, which)
 
     def _part(self, source, places, values, unchanged, which):
-        """A tensor at given places: what has changed of it, and the rest as it was."""
-        windows = self.places(source, which)
-        owners = tf.range(tf.shape(which)[0])
-        offsets = [place - own[:, :1] for place, own in zip(places, windows, strict=True)]
-        size = values[source].shape[1:3]
-        changed = ops.cut_windows(values[source], owners, *offsets)
-        as_it_was = ops.cut_windows(unchanged[source], tf.zeros_like(owners), *places)
-        return tf.where(ops.inside_maps(*offsets, size), changed, as_it_was)
+        """A tensor at given places: what has changed of it, and the rest as it was.
+
+        What lies outside the maps is whatever stands at their border.
+        """
+        windows, (height, width, channels) = self.places(source, which), self._graph.shapes[source]
+        before, size = height * width, values[source].shape[1:3]
+        rows, columns = (
+            tf.clip_by_value(place, 0, extent - 1)
+            for place, extent in zip(places, (height, width), strict=True)
+        )
+        own_rows, own_columns = (
+            place - own[:, :1] for place, own in zip((rows, columns), windows, strict=True)
+        )
+        owners = tf.range(tf.shape(which)[0])[:, None, None] * (size[0] * size[1])
+        changed = before + owners + own_rows[:, :, None] * size[1] + own_columns[:, None, :]
+        as_it_was = rows[:, :, None] * width + columns[:, None, :]
+        inside = ops.inside_maps(own_rows, own_columns, size)[..., 0]
+        # One table of both, from which everything is taken at once.
+        table = [tf.reshape(maps, (-1, channels)) for maps in (unchanged[source], values[source])]
+        return tf.gather(tf.concat(table, 0), tf.where(inside, changed, as_it_was))
