@@ -170,6 +170,32 @@ def applications():
     return rates
 
 
+def occlusion(precision):
+    """Positions a second of a grey square in steps of 6 pixels, by whole passes and by partial ones.
+
+    At once: the probabilities and the sum of the strongest layer-5 map, as in Figure 7.
+    """
+    import numpy as np
+
+    from zfkeras.architecture import ZFNET
+    from zfkeras.models import ZFNet
+    from zfkeras.occlusion import Occluder
+    from zfkeras.trained import Trained
+
+    model = ZFNet(ZFNET, 1000, initialization="he", dtype=precision)
+    trained = Trained(model, np.zeros((224, 224, 3), np.float32))
+    inputs = np.random.default_rng(0).normal(size=(224, 224, 3)).astype(np.float32)
+    figures = {}
+    for size in (50, 16):
+        for kind, incremental in (("incremental", True), ("whole", False)):
+            occluder = Occluder(trained, "conv5", size, 6, incremental=incremental)
+            sweep = lambda occluder=occluder: occluder(inputs, np.zeros(3))  # noqa: E731
+            figures[f"{size} x {size} {kind}"] = occluder.count / seconds_per_call(sweep)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            figures.setdefault("incremental_peak_gib", peak)
+    return {**figures, "peak_gib": peak}
+
+
 def make_step(config, strategy, classes):
     """The training loop's own update, and the side of the squares that it takes."""
     import tensorflow as tf
@@ -378,6 +404,8 @@ KEYS = {
     "scan_images_per_second": scan,
     "gallery_of_1000": lambda: gallery_of(1_000),
     "gallery_of_10000": lambda: gallery_of(10_000),
+    "occlusion_positions_per_second": lambda: occlusion("float32"),
+    "occlusion_positions_per_second_bfloat16": lambda: occlusion("mixed_bfloat16"),
     "pipeline_images_per_second_per_core": pipeline,
     "train_from_jpegs_images_per_second": lambda: train_from_jpegs(False, "float32"),
     "train_from_jpegs_images_per_second_bfloat16": lambda: train_from_jpegs(
