@@ -171,7 +171,7 @@ def applications():
 
 
 def occlusion(precision):
-    """Positions a second of a grey square in steps of 6 pixels, by whole passes and by partial ones.
+    """Positions a second of a grey square in steps of 6 pixels, by partial and by whole passes.
 
     At once: the probabilities and the sum of the strongest layer-5 map, as in Figure 7.
     """

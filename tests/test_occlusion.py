@@ -9,7 +9,8 @@ from PIL import Image
 from zfkeras import occlusion
 from zfkeras.architecture import ALEXNET, ZFNET, ZFNET_SMALL
 from zfkeras.cli import cli
-from zfkeras.occlusion import Occluder, fill_of, positions
+from zfkeras.data.images import fill_of
+from zfkeras.occlusion import Occluder, positions
 from zfkeras.trained import Trained, from_keras
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageFilter
 
 from zfkeras import ops
 from zfkeras.graph import Graph
@@ -25,9 +24,6 @@ from zfkeras.writing import replacing
 logger = logging.getLogger(__name__)
 
 SIZE, STRIDE = 50 / 224, 6 / 224
-# The square of the paper's figure.
-GREY = 124
-VALUES = ("gray", "mean", "blur")
 # Windows are cut and put together again: where they are more of the maps than this, Figure 3's
 # network is faster when it computes all of them.
 LARGEST_SHARE = 0.7
@@ -97,40 +93,6 @@ def positions(extent, size, stride, cover=True):
     return starts
 
 
-def fill_of(value, seen, mean_image, size):
-    """What a square shows, in pixels of 0 to 255, before any preprocessing.
-
-    Args:
-        value: `"gray"`, as in the paper; `"mean"`, the data set's mean image, or the picture's mean
-            colour where there is none; `"blur"`, the picture itself, blurred over the square; or
-            three numbers, red, green and blue.
-        seen: uint8 `(height, width, 3)`, the picture as the network sees it.
-        mean_image: float32, shaped like it.
-        size: Side of the square.
-
-    Returns:
-        float32, shaped like `seen`.
-
-    Raises:
-        ValueError: If the value is unknown.
-    """
-    match value:
-        case "gray":
-            colour = GREY
-        case "mean":
-            colour = mean_image if np.any(mean_image) else seen.mean(axis=(0, 1))
-        case "blur":
-            colour = Image.fromarray(seen).filter(ImageFilter.GaussianBlur(size / 2))
-        case red, green, blue if all(0 <= one <= 255 for one in (red, green, blue)):
-            colour = value
-        case _:
-            raise ValueError(
-                f"`value` must be one of {', '.join(VALUES)} or three numbers from 0 to 255. "
-                f"Received: value={value!r}."
-            )
-    return np.broadcast_to(np.asarray(colour, np.float32), seen.shape)
-
-
 class Occluder:
     """Slides squares over pictures of one network.
 
@@ -156,11 +118,7 @@ class Occluder:
         self.size = round(SIZE * max(extent)) if size is None else size
         stride = max(round(STRIDE * max(extent)), 1) if stride is None else stride
         self.rows, self.columns = (positions(side, self.size, stride, cover) for side in extent)
-        if len(trained.model.outputs) != 1 or len(trained.model.output_shape) != 2:
-            raise ValueError(
-                f"Model {trained.model.name!r} gives no probabilities of classes. "
-                f"Received: outputs of shape {trained.model.output_shape}."
-            )
+        self.names = trained.names
         self._maps, self._outputs = graph.tensors[self.layer], graph.outputs[0]
         self._all_rows = np.repeat(self.rows, len(self.columns))
         self._all_columns = np.tile(self.columns, len(self.rows))
@@ -184,10 +142,6 @@ class Occluder:
         """How many positions there are."""
         return len(self._all_rows)
 
-    def class_numbers(self):
-        """The classes' numbers as text, for networks whose classes have no names."""
-        return tuple(map(str, range(self._trained.model.output_shape[-1])))
-
     def __call__(self, inputs, fill, label=None, batch_size=32, on_batch=lambda count: None):
         """Slides the square over one picture.
 
@@ -208,12 +162,7 @@ class Occluder:
         fill = tf.broadcast_to(tf.constant(fill, tf.float32), inputs.shape)
         unchanged = self._look(inputs[None])
         probabilities = self._probabilities(unchanged[self._outputs]).numpy()[0]
-        # Half precision adds up to within a percent.
-        if probabilities.min() < 0 or abs(probabilities.sum() - 1) > 0.02:
-            raise ValueError(
-                f"Model {self._trained.model.name!r} gives no probabilities. "
-                "Expected a softmax at its end."
-            )
+        self._trained.require_probabilities(probabilities)
         sums = tf.reduce_sum(tf.cast(unchanged[self._maps], tf.float32), (1, 2)).numpy()[0]
         feature_map = int(sums.argmax())
         count = len(self._all_rows)

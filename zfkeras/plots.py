@@ -80,18 +80,8 @@ def occlusion(sensitivity, seen, projection, class_names):
     found = sensitivity
     figure = Figure((19, 4), layout="constrained")
     picture, activity, projected, probability, classes = figure.subplots(1, 5)
-    # From half a step before the first middle to half a step after the last one.
-    middle = found.size / 2
-    half = [
-        np.diff(starts).max() / 2 if len(starts) > 1 else 0.5
-        for starts in (found.columns, found.rows)
-    ]
-    extent = (
-        found.columns[0] + middle - half[0],
-        found.columns[-1] + middle + half[0],
-        found.rows[-1] + middle + half[1],
-        found.rows[0] + middle - half[1],
-    )
+    # Halfway between the middles of neighbouring squares; the last step may be a shorter one.
+    edges = [_between(starts + found.size / 2) for starts in (found.columns, found.rows)]
     square = Rectangle((0, 0), found.size, found.size, color="0.5")
     picture.imshow(seen)
     picture.add_patch(square)
@@ -108,13 +98,13 @@ def occlusion(sensitivity, seen, projection, class_names):
             (0, 1),
         ),
     ):
-        shown = axes.imshow(values, extent=extent, vmin=limits[0], vmax=limits[1], cmap="viridis")
+        shown = axes.pcolormesh(*edges, values, vmin=limits[0], vmax=limits[1], cmap="viridis")
         figure.colorbar(shown, ax=axes, shrink=0.8)
         axes.set_title(title)
     # Each class has one colour, and the legend only those that come up.
     seen_classes, numbered = np.unique(found.classes, return_inverse=True)
     colours = colormaps["tab20"](np.arange(len(seen_classes)) % 20)
-    classes.imshow(colours[numbered.reshape(found.classes.shape)], extent=extent)
+    classes.pcolormesh(*edges, colours[numbered.reshape(found.classes.shape)])
     classes.set_title("most probable class")
     classes.legend(
         handles=[
@@ -126,6 +116,69 @@ def occlusion(sensitivity, seen, projection, class_names):
     )
     for axes in (picture, activity, projected, probability, classes):
         axes.set(xlim=(0, seen.shape[1]), ylim=(seen.shape[0], 0), xticks=(), yticks=())
+        axes.set_aspect("equal")
+    return figure
+
+
+def _between(middles):
+    """Edges of cells around rising middles, one more than these."""
+    inner = (middles[1:] + middles[:-1]) / 2
+    first, last = (
+        (2 * middles[0] - inner[0], 2 * middles[-1] - inner[-1])
+        if len(inner)
+        else (
+            middles[0] - 0.5,
+            middles[0] + 0.5,
+        )
+    )
+    return np.concatenate([[first], inner, [last]])
+
+
+AXES_OF_TRANSFORMATIONS = {
+    "vertical": "vertical translation (pixels)",
+    "horizontal": "horizontal translation (pixels)",
+    "scale": "scale (ratio)",
+    "rotation": "rotation (degrees)",
+}
+UNITS_OF_DISTANCES = {
+    "relative": "distance / length of the features",
+    "unit": "distance of features of length 1",
+    "none": "distance",
+}
+
+
+def invariance(found, strips, picture_names, class_names):
+    """Figure 5: how far features move, and the probability of the class, under transformations.
+
+    Args:
+        found: A `zfkeras.invariance.Invariance`.
+        strips: `{transformation: uint8 (height, width, 3)}`, examples of what it does.
+        picture_names: One for each picture.
+        class_names: Name of each class.
+
+    Returns:
+        A matplotlib `Figure`, a row of panels for each transformation.
+    """
+    kinds, columns = list(found.values), len(found.layers) + 2
+    figure = Figure((4.6 * columns, 3.4 * len(kinds) + 0.7), layout="constrained")
+    panels = figure.subplots(len(kinds), columns, squeeze=False)
+    legend = [
+        f"{name}: {class_names[label]}"
+        for name, label in zip(picture_names, found.labels, strict=True)
+    ]
+    for row, kind in zip(panels, kinds, strict=True):
+        row[0].imshow(strips[kind])
+        row[0].set(xticks=(), yticks=(), xlabel=AXES_OF_TRANSFORMATIONS[kind])
+        curves = [*found.distances[kind].swapaxes(0, 1), found.probabilities[kind]]
+        titles = [*found.layers, "probability of the class"]
+        for axes, values, title in zip(row[1:], curves, titles, strict=True):
+            lines = axes.plot(found.values[kind], values.T)
+            axes.set(xlabel=AXES_OF_TRANSFORMATIONS[kind], title=title)
+            axes.set_ylim(0, 1.02 if axes is row[-1] else None)
+            axes.margins(x=0)
+        for axes in row[1:-1]:
+            axes.set_ylabel(UNITS_OF_DISTANCES[found.normalization])
+    figure.legend(lines, legend, loc="outside lower center", ncols=min(len(legend), 5))
     return figure
 
 

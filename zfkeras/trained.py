@@ -69,14 +69,40 @@ class Trained:
         Returns:
             uint8 `(*size, 3)` and float32 `(1, *size, 3)`.
         """
-        square = images.centre_square(tf.constant(picture), len(self.mean_image))
+        square = self.square(picture)
         inputs = images.centre_crop(images.subtract_mean(square[None], self.mean_image), size)
-        return images.centre_crop(square, size).numpy(), inputs.numpy()
+        return images.centre_crop(square, size), inputs.numpy()
+
+    def square(self, picture):
+        """A picture's centre square at the size that crops are taken from, uint8."""
+        return images.centre_square(tf.constant(picture), len(self.mean_image)).numpy()
+
+    @property
+    def names(self):
+        """Name of each class, or its number as text where the names are not known.
+
+        Raises:
+            ValueError: If the model does not tell classes apart.
+        """
+        if len(self.model.outputs) != 1 or len(self.model.output_shape) != 2:
+            raise ValueError(
+                f"Model {self.model.name!r} gives no probabilities of classes. "
+                f"Received: outputs of shape {self.model.output_shape}."
+            )
+        return self.class_names or tuple(map(str, range(self.model.output_shape[-1])))
 
     def probabilities(self, outputs):
         """What the model's outputs, float32 `(batch, classes)`, say of each class."""
         # Other models end with a softmax of their own.
         return tf.nn.softmax(outputs) if isinstance(self.model, ZFNet) else outputs
+
+    def require_probabilities(self, values):
+        """Raises ValueError unless what `probabilities` gave, an array, are probabilities."""
+        # Half precision adds up to within a percent.
+        if not (values.min() >= 0 and np.abs(values.sum(axis=-1) - 1).max() <= 0.02):
+            raise ValueError(
+                f"Model {self.model.name!r} gives no probabilities. Expected a softmax at its end."
+            )
 
     def classify(self, inputs):
         """The most probable class of one picture, `inputs` of `prepare`, and its probability."""

@@ -12,6 +12,7 @@ from zfkeras.cli.evaluate import evaluate
 from zfkeras.cli.evolution import evolution
 from zfkeras.cli.export import export_run
 from zfkeras.cli.gallery import gallery
+from zfkeras.cli.invariance import invariance
 from zfkeras.cli.occlusion import occlusion
 from zfkeras.cli.project import project
 from zfkeras.cli.train import train
@@ -25,5 +26,5 @@ def cli():
     """See what convolutional networks learn (Zeiler & Fergus, 2014)."""
 
 
-for command in (project, demo, gallery, occlusion, evolution, evaluate, export_run):
+for command in (project, demo, gallery, occlusion, invariance, evolution, evaluate, export_run):
     cli.add_command(command)

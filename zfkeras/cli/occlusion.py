@@ -5,20 +5,16 @@ from pathlib import Path
 import click
 
 from zfkeras.cli.errors import OneLineCommand, one_line_errors
-from zfkeras.cli.options import keras_file_options, model_option, output_option
+from zfkeras.cli.options import (
+    class_numbers,
+    keras_file_options,
+    labels_option,
+    model_option,
+    output_option,
+    word_or_colour,
+)
 from zfkeras.cli.progress import Stages
 from zfkeras.cli.startup import import_tensorflow
-
-
-def word_or_colour(context, parameter, text):
-    """Callback of an option that takes a word or a colour such as 124,116,104."""
-    parts = text.split(",")
-    if len(parts) == 1:
-        return text
-    try:
-        return tuple(float(part) for part in parts)
-    except ValueError as error:
-        raise click.BadParameter(f"Expected a word or R,G,B. Received: {text}.") from error
 
 
 @click.command(cls=OneLineCommand)
@@ -34,7 +30,7 @@ def word_or_colour(context, parameter, text):
     callback=word_or_colour,
     help="What the square shows: gray, mean, blur or R,G,B from 0 to 255.",
 )
-@click.option("--label", help="Class of interest, by name or number.  [the most probable one]")
+@labels_option
 @click.option(
     "--cover/--no-cover", default=True, help="Whether the last square ends at the border."
 )
@@ -49,7 +45,7 @@ def occlusion(
     size,
     stride,
     value,
-    label,
+    labels,
     cover,
     batch_size,
     output,
@@ -65,7 +61,7 @@ def occlusion(
     import_tensorflow()
     from zfkeras import occlusion as occlusions
     from zfkeras import plots, rendering, trained
-    from zfkeras.data.images import centre_crop
+    from zfkeras.data.images import centre_crop, fill_of
     from zfkeras.data.pictures import read_picture
 
     pixels = [read_picture(path) for path in pictures]
@@ -73,13 +69,13 @@ def occlusion(
     deconvnet = network.deconvnet()
     extent = deconvnet.input_shape[:2]
     occluder = occlusions.Occluder(network, layer, size, stride, cover)
-    names = network.class_names or occluder.class_numbers()
-    chosen = _class_number(label, names)
+    names = occluder.names
+    chosen = class_numbers(labels, names, len(pictures))
     mean_image = centre_crop(network.mean_image, extent)
     with Stages() as show:
-        for path, picture in zip(pictures, pixels, strict=True):
+        for path, picture, label in zip(pictures, pixels, chosen, strict=True):
             seen, inputs = network.prepare(picture, extent)
-            fill = occlusions.fill_of(value, seen, mean_image, occluder.size) - mean_image
+            fill = fill_of(value, seen, mean_image, occluder.size) - mean_image
             done = 0
 
             def on_batch(count, path=path):
@@ -87,7 +83,7 @@ def occlusion(
                 done += count
                 show(path.name, done, occluder.count)
 
-            found = occluder(inputs[0], fill, chosen, batch_size, on_batch)
+            found = occluder(inputs[0], fill, label, batch_size, on_batch)
             projection = deconvnet.project_feature_maps(inputs, found.layer, [found.feature_map])
             found.save(output / f"{path.stem}.npz")
             drawn = rendering.draw_signed(projection.projections[0])
@@ -100,17 +96,3 @@ def occlusion(
                 f"with the square at row {found.rows[row]}, column {found.columns[column]}"
             )
     click.echo(f"Wrote a figure and the numbers of {len(pictures)} pictures to {output}")
-
-
-def _class_number(label, names):
-    if label is None:
-        return None
-    if label in names:
-        return names.index(label)
-    if label.isdigit() and int(label) < len(names):
-        return int(label)
-    raise click.BadParameter(
-        f"Expected a class of {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}, or its "
-        f"number. Received: {label}.",
-        param_hint="--label",
-    )

@@ -97,3 +97,51 @@ def numbers(context, parameter, value):
 layers_option = click.option(
     "--layers", metavar="NAME,NAME,...", callback=names, help="Only these layers.  [all]"
 )
+
+labels_option = click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    help="Class of interest, by name or number: one for all pictures, or given once for each.  "
+    "[the most probable one]",
+)
+
+
+def class_numbers(labels, names, pictures):
+    """The class of each of so many pictures: a number, or None for the most probable one.
+
+    Args:
+        labels: What `labels_option` gave.
+        names: Name of each class.
+        pictures: How many pictures there are.
+    """
+    if len(labels) not in (0, 1, pictures):
+        raise click.BadParameter(
+            f"Expected one class, or one for each of {pictures} pictures. Received: {len(labels)}.",
+            param_hint="--label",
+        )
+    numbers = [_class_number(label, names) for label in labels] or [None]
+    return numbers * pictures if len(numbers) == 1 else numbers
+
+
+def _class_number(label, names):
+    if label in names:
+        return names.index(label)
+    if label.isdecimal() and int(label) < len(names):
+        return int(label)
+    raise click.BadParameter(
+        f"Expected a class of {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}, or its "
+        f"number. Received: {label}.",
+        param_hint="--label",
+    )
+
+
+def word_or_colour(context, parameter, text):
+    """Callback of an option that takes a word or a colour such as 124,116,104."""
+    parts = text.split(",")
+    if len(parts) == 1:
+        return text
+    try:
+        return tuple(float(part) for part in parts)
+    except ValueError as error:
+        raise click.BadParameter(f"Expected a word or R,G,B. Received: {text}.") from error

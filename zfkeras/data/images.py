@@ -3,9 +3,15 @@
 `images` are uint8 in [0, 255]; `inputs` are float32 with the mean image subtracted, in about +-128.
 """
 
+import keras
+import numpy as np
 import tensorflow as tf
+from PIL import Image, ImageFilter
 
-from zfkeras.choices import CROPS
+from zfkeras.choices import BORDERS, CROPS, FILLS, TRANSFORMATIONS
+
+# The square of the paper's Figure 7.
+GREY = 124
 
 # Departure from the paper: ten fixed crops are too few views of ten thousand pictures. "scaled"
 # crops cover at least this share of the square and are at most 4/3 times as long as wide
@@ -44,6 +50,146 @@ def centre_crop(images, size):
     """The centre `(height, width)` of pictures or of a mean image `(..., height, width, 3)`."""
     top, left = (images.shape[-3] - size[0]) // 2, (images.shape[-2] - size[1]) // 2
     return images[..., top : top + size[0], left : left + size[1], :]
+
+
+def centre_box(box, extent, side, size):
+    """Where a box of a picture lies in what `centre_square`, then `centre_crop`, make of it.
+
+    Args:
+        box: `(top, left, bottom, right)` in pixels of the picture, bottom and right exclusive.
+        extent: `(height, width)` of the picture.
+        side: Of the centre square.
+        size: `(height, width)` of the crop.
+
+    Returns:
+        The same in whole pixels of the crop, cut off at its border; empty if all of it lies beyond.
+    """
+    shorter = min(extent)
+    corners = []
+    for axis in (0, 1):
+        start = (extent[axis] - shorter) // 2
+        for place in (box[axis], box[axis + 2]):
+            moved = (place - start) * side / shorter - (side - size[axis]) // 2
+            corners.append(int(np.clip(round(moved), 0, size[axis])))
+    top, bottom, left, right = corners
+    return top, left, bottom, right
+
+
+def fill_of(value, seen, mean_image, size):
+    """What stands for hidden pixels, in 0 to 255, before any preprocessing.
+
+    Args:
+        value: `"gray"`, as in the paper; `"mean"`, the data set's mean image, or the picture's mean
+            colour where there is none; `"blur"`, the picture itself, blurred over what is hidden;
+            or three numbers, red, green and blue.
+        seen: uint8 `(height, width, 3)`, the picture.
+        mean_image: float32, shaped like it.
+        size: Side of what is hidden, in pixels.
+
+    Returns:
+        float32, shaped like `seen`.
+
+    Raises:
+        ValueError: If the value is unknown.
+    """
+    match value:
+        case "gray":
+            colour = GREY
+        case "mean":
+            colour = mean_image if np.any(mean_image) else seen.mean(axis=(0, 1))
+        case "blur":
+            colour = Image.fromarray(seen).filter(ImageFilter.GaussianBlur(size / 2))
+        case red, green, blue if all(0 <= one <= 255 for one in (red, green, blue)):
+            colour = value
+        case _:
+            raise ValueError(
+                f"`value` must be one of {', '.join(FILLS)} or three numbers from 0 to 255. "
+                f"Received: value={value!r}."
+            )
+    return np.broadcast_to(np.asarray(colour, np.float32), seen.shape)
+
+
+def transform(image, kind, values, border):
+    """Moves, enlarges or turns a picture about its centre, once for every value.
+
+    Args:
+        image: Float tensor `(height, width, channels)`.
+        kind: `"vertical"`, values in pixels downwards; `"horizontal"`, in pixels to the right;
+            `"scale"`, in times as large; or `"rotation"`, in degrees counterclockwise.
+        values: float `(count,)`.
+        border: What comes in from beyond the border: `"edge"`, its last pixels repeated;
+            `"reflect"`, the picture mirrored; or an array that broadcasts to the picture's shape.
+
+    Returns:
+        float32 `(count, height, width, channels)`, between pixels interpolated linearly.
+
+    Raises:
+        ValueError: If the kind is unknown or a scale is not positive.
+    """
+    height, width = image.shape[:2]
+    values = np.asarray(values, np.float64)
+    zero, one = np.zeros_like(values), np.ones_like(values)
+    cosine, sine, scale, down, right = one, zero, one, zero, zero
+    match kind:
+        case "vertical":
+            down = values
+        case "horizontal":
+            right = values
+        case "scale" if (values > 0).all():
+            scale = values
+        case "scale":
+            raise ValueError(f"Scales must be positive. Received: {values.min()}.")
+        case "rotation":
+            # A full turn is none, to the last bit.
+            angle = np.deg2rad(values % 360)
+            cosine, sine = np.cos(angle), np.sin(angle)
+        case _:
+            raise ValueError(
+                f"`kind` must be one of {', '.join(TRANSFORMATIONS)}. Received: kind={kind!r}."
+            )
+    # From a place in the result to one in the picture, as (column, row) from the centre.
+    matrix = [[cosine / scale, -sine / scale], [sine / scale, cosine / scale]]
+    centre = (width - 1) / 2, (height - 1) / 2
+    shifts = [
+        at - row[0] * (centre[0] + right) - row[1] * (centre[1] + down)
+        for row, at in zip(matrix, centre, strict=True)
+    ]
+    matrices = np.stack([*matrix[0], shifts[0], *matrix[1], shifts[1], zero, zero], axis=1)
+
+    def resample(maps, mode):
+        maps = tf.tile(tf.cast(maps, tf.float32)[None], (len(values), 1, 1, 1))
+        return keras.ops.image.affine_transform(
+            maps, matrices.astype(np.float32), "bilinear", mode, data_format="channels_last"
+        )
+
+    if isinstance(border, str):
+        if border not in ("edge", "reflect"):
+            raise ValueError(
+                f"`border` must be edge, reflect or an array. Received: border={border!r}."
+            )
+        return resample(image, {"edge": "nearest", "reflect": "reflect"}[border])
+    covered = resample(tf.ones((height, width, 1)), "constant")
+    return resample(image, "constant") + (1 - covered) * tf.cast(border, tf.float32)
+
+
+def border_of(value, seen, mean_image):
+    """What `transform` is to take for `border`, in pixels of 0 to 255.
+
+    Args:
+        value: One of `BORDERS`, or three numbers, red, green and blue.
+        seen, mean_image: As in `fill_of`.
+
+    Raises:
+        ValueError: If the value is unknown.
+    """
+    if value in ("edge", "reflect"):
+        return value
+    if isinstance(value, str) and value not in BORDERS:
+        raise ValueError(
+            f"`value` must be one of {', '.join(BORDERS)} or three numbers from 0 to 255. "
+            f"Received: value={value!r}."
+        )
+    return fill_of(value, seen, mean_image, 0)
 
 
 def subtract_mean(images, mean_image):
