@@ -7,6 +7,7 @@ imported inside them: that takes seconds, and `--help` should be instant.
 import click
 
 from zfkeras import __version__
+from zfkeras.cli.correspondence import correspondence
 from zfkeras.cli.demo import demo
 from zfkeras.cli.evaluate import evaluate
 from zfkeras.cli.evolution import evolution
@@ -26,5 +27,15 @@ def cli():
     """See what convolutional networks learn (Zeiler & Fergus, 2014)."""
 
 
-for command in (project, demo, gallery, occlusion, invariance, evolution, evaluate, export_run):
+for command in (
+    project,
+    demo,
+    gallery,
+    occlusion,
+    invariance,
+    correspondence,
+    evolution,
+    evaluate,
+    export_run,
+):
     cli.add_command(command)
