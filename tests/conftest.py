@@ -1,6 +1,11 @@
 """Two logical CPUs for every test, and the small things that tests are made of."""
 
 import os
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -43,6 +48,16 @@ def rng():
 @pytest.fixture
 def data_dir():
     return Path(os.environ["ZFKERAS_DATA"])
+
+
+@pytest.fixture(scope="session")
+def imagenette(tmp_path_factory):
+    """Folder of Imagenette's validation pictures, unpacked; its `val` has a folder per class."""
+    folder = tmp_path_factory.mktemp("data")
+    with tarfile.open(Path(os.environ["ZFKERAS_DATA"]) / "imagenette160.tar") as archive:
+        validation = [m for m in archive.getmembers() if m.name.startswith("imagenette160/val/")]
+        archive.extractall(folder, members=validation, filter="data")
+    return folder / "imagenette160"
 
 
 @pytest.fixture(scope="session")
@@ -98,3 +113,16 @@ def export_dir(tiny, tmp_path_factory):
     )
     export.save(run, folder, "zfkeras-train --dataset shapes")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shapes_run(tmp_path_factory):
+    """README's training command as a newcomer types it: the work directory, what it printed."""
+    readme = (ROOT / "README.md").read_text()
+    (line,) = re.findall(r"^    zfkeras-train (.*--dataset shapes.*)$", readme, re.MULTILINE)
+    arguments, folder = shlex.split(line), tmp_path_factory.mktemp("shapes")
+    program = "from zfkeras.cli import train; train()"
+    printed = subprocess.check_output(
+        [sys.executable, "-c", program, *arguments], text=True, cwd=folder
+    )
+    return folder / arguments[arguments.index("--workdir") + 1], printed

@@ -9,10 +9,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from zfkeras import gallery, rendering
 from zfkeras.architecture import ALEXNET, Contrast
+from zfkeras.correspondence import RANDOM, CorrespondenceProbe, read_parts, seen_boxes
 from zfkeras.data import datasets
 from zfkeras.data.pictures import read_picture
 from zfkeras.deconvnet import Deconvnet
@@ -216,3 +218,27 @@ def test_projections_look_like_the_picture_where_they_speak(projected, pictures)
         # Measured: 0.15 to 0.18 with the own picture, 0.01 to 0.03 with another.
         assert np.mean(own) > 0.1, (layer, np.mean(own))
         assert np.mean(own) > 4 * np.mean(other), (layer, np.mean(own), np.mean(other))
+
+
+def test_layer_5_knows_parts_of_dogs(deconvnet, imagenette):
+    """Table 1 with ImageNet's filters, 227 x 227 pictures, eleven springers.
+
+    Measured, mean: right eye 0.122, left eye 0.118, nose 0.170, random 0.124; in the paper 0.067,
+    0.069, 0.079 and 0.107. So the paper's own measure does not tell eyes from random places here,
+    and noses are less consistent: these faces are neither of one size nor at one place, and more
+    changes where there is more to see. Of the places that do change: 0.895, 0.895, 0.908 and 0.949.
+    """
+    mean_image = np.broadcast_to(MEAN_COLOUR, (227, 227, 3))
+    network = Trained(deconvnet.model, mean_image)
+    parts = read_parts(ROOT / "tests/data/dog_parts.csv")
+    pictures = {one.picture: read_picture(imagenette / "val" / one.picture) for one in parts}
+    probe = CorrespondenceProbe(network, ["last_maps"])
+    boxes = seen_boxes(parts, pictures, 227, probe.extent)
+    seen = {name: network.prepare(one, probe.extent)[0] for name, one in pictures.items()}
+
+    *found, at_random = probe(seen, mean_image, boxes, seed=0)
+
+    assert at_random.part == RANDOM and at_random.layer == "conv5"
+    for one in found:
+        if one.part != RANDOM:
+            assert one.mean_of_changed < at_random.mean_of_changed - 0.02

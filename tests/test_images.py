@@ -158,3 +158,66 @@ def test_colour_jitter_of_no_strength_changes_nothing(coloured):
     jittered = images.jitter_colour(coloured, 0.0, draws(50)[:, :3])
 
     np.testing.assert_allclose(jittered, coloured, atol=1e-4)
+
+
+def test_a_box_is_found_again_in_what_the_network_sees():
+    # A third of the width is cut off, then 146 of 160 pixels, then 128 of 146.
+    assert images.centre_box((40, 50, 100, 110), (160, 240), 160, (160, 160)) == (40, 10, 100, 70)
+    assert images.centre_box((80, 120, 90, 130), (160, 240), 320, (300, 300)) == (
+        150,
+        150,
+        170,
+        170,
+    )
+    assert images.centre_box((0, 0, 160, 240), (160, 240), 146, (128, 100)) == (0, 0, 128, 100)
+    top, left, bottom, right = images.centre_box((0, 0, 30, 30), (160, 240), 160, (160, 160))
+    assert (top, bottom) == (0, 30) and left == right
+
+
+def test_a_box_moves_with_the_pixels_in_it(rng):
+    picture = np.zeros((90, 140, 3), np.uint8)
+    picture[30:60, 50:74] = 255
+    square = images.centre_square(tf.constant(picture), 60).numpy()
+    seen = images.centre_crop(square, (52, 50))
+
+    top, left, bottom, right = images.centre_box((30, 50, 60, 74), (90, 140), 60, (52, 50))
+
+    inside = np.zeros(seen.shape[:2], bool)
+    inside[top:bottom, left:right] = True
+    assert seen[inside].mean() > 240 and seen[~inside].mean() < 5
+
+
+def test_transformations_move_pixels_where_they_should(rng):
+    image = rng.uniform(0, 255, (7, 9, 3)).astype(np.float32)
+    down, up = images.transform(image, "vertical", [2, -3], np.float32([1, 2, 3]))
+    np.testing.assert_allclose(down[2:], image[:-2], rtol=1e-5)
+    np.testing.assert_allclose(down[:2], np.broadcast_to([1, 2, 3], (2, 9, 3)), rtol=1e-5)
+    np.testing.assert_allclose(up[:4], image[3:], rtol=1e-5)
+    (right,) = images.transform(image, "horizontal", [1.5], "edge")
+    between = (image[:, :-2] + image[:, 1:-1]) / 2
+    np.testing.assert_allclose(right[:, 2:], between, rtol=1e-4)
+    np.testing.assert_allclose(right[:, 0], image[:, 0], rtol=1e-5)
+    (mirrored,) = images.transform(image, "horizontal", [2], "reflect")
+    np.testing.assert_allclose(mirrored[:, :2], image[:, 1::-1], rtol=1e-5)
+    square = image[:, :7]
+    quarter, half, whole = images.transform(square, "rotation", [90, 180, 360], 0.0)
+    np.testing.assert_allclose(quarter, np.rot90(square), atol=0.01)
+    np.testing.assert_allclose(half, square[::-1, ::-1], atol=0.01)
+    np.testing.assert_array_equal(whole, square)
+    (large,) = images.transform(image, "scale", [2], 0.0)
+    np.testing.assert_allclose(large[3, 4], image[3, 4], rtol=1e-5)
+    np.testing.assert_allclose(large[5, 6], image[4, 5], rtol=1e-5)
+    np.testing.assert_allclose(large[3, 5], (image[3, 4] + image[3, 5]) / 2, rtol=1e-5)
+
+
+def test_transformations_keep_their_border(rng):
+    image = rng.uniform(0, 255, (6, 6, 3)).astype(np.float32)
+    behind = rng.uniform(0, 255, (6, 6, 3)).astype(np.float32)
+    (moved,) = images.transform(image, "vertical", [4], behind)
+    np.testing.assert_allclose(moved[:4], behind[:4], rtol=1e-5)
+    with pytest.raises(ValueError, match="`kind` must be one of vertical, horizontal, scale"):
+        images.transform(image, "shear", [1], "edge")
+    with pytest.raises(ValueError, match="Scales must be positive. Received: -1"):
+        images.transform(image, "scale", [1, -1], "edge")
+    with pytest.raises(ValueError, match="`border` must be edge, reflect or an array"):
+        images.transform(image, "scale", [1], "wrap")

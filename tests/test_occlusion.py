@@ -1,15 +1,22 @@
+import csv
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
-from conftest import random_model
+from conftest import ROOT, random_model
 from PIL import Image
 
 from zfkeras import occlusion
+from zfkeras import trained as networks
 from zfkeras.architecture import ALEXNET, ZFNET, ZFNET_SMALL
 from zfkeras.cli import cli
-from zfkeras.data.images import fill_of
+from zfkeras.cli.options import names_of_results
+from zfkeras.data.datasets import SYNSET_NAMES
+from zfkeras.data.images import centre_crop, fill_of
+from zfkeras.data.pictures import read_picture
 from zfkeras.occlusion import Occluder, positions
 from zfkeras.trained import Trained, from_keras
 
@@ -192,6 +199,47 @@ def test_a_model_without_probabilities_is_refused(picture, tiny):
         Occluder(from_keras(keras.Model(inputs, logits)), size=5)(picture, np.zeros(3))
     with pytest.raises(ValueError, match="gives no probabilities of classes.*27, 35, 4"):
         Occluder(from_keras(keras.Model(inputs, maps)), size=5)
+
+
+@pytest.mark.data
+def test_the_class_needs_its_object_more_often_than_by_chance(imagenette):
+    """The shipped model, 33 pictures whose objects' places were found by looking.
+
+    All were classified rightly, and their objects fill at most two thirds of what the network sees.
+    A hit is a lowest probability whose square has its middle on the object. Measured: 17 with the
+    grey square, 22 with the blurred one, 12.5 by chance. What the others lose most by is the ground
+    (golf balls, parachutes in the sky) or who holds the object (a chain saw's orange helmet).
+    """
+    with (ROOT / "tests/data/objects.csv").open(newline="") as file:
+        objects = list(csv.DictReader(file))
+    network = networks.load(ROOT / "exported/zfnet-imagenette")
+    occluder = Occluder(network, stride=6)
+    mean_image = centre_crop(network.mean_image, (128, 128))
+    middles = np.stack(np.meshgrid(occluder.rows, occluder.columns, indexing="ij"), 2)
+    middles = middles + occluder.size / 2
+    hits, chance = {"gray": 0, "blur": 0}, 0.0
+    for line in objects:
+        seen, inputs = network.prepare(
+            read_picture(imagenette / "val" / line["picture"]), (128, 128)
+        )
+        first = np.array([int(line["row"]), int(line["column"])])
+        last = first + np.array([int(line["height"]), int(line["width"])])
+        inside = ((middles >= first) & (middles <= last)).all(axis=2)
+        chance += inside.mean()
+        for value in hits:
+            fill = fill_of(value, seen, mean_image, occluder.size) - mean_image
+            found = occluder(inputs[0], fill, batch_size=128)
+            assert network.names[found.label] == SYNSET_NAMES[line["picture"].split("/")[0]]
+            hits[value] += inside.flat[found.probabilities[..., found.label].argmin()]
+
+    assert len(objects) >= 20 and 11.5 < chance < 13.5
+    assert hits["gray"] > 0.45 * len(objects)
+    assert hits["blur"] > 0.6 * len(objects)
+
+
+def test_results_of_pictures_of_one_name_do_not_replace_each_other():
+    paths = [Path(name) for name in ("a/1.jpg", "b/1.png", "1-2.jpg", "c/1.jpg", "2.jpg")]
+    assert names_of_results(paths) == ["1", "1-3", "1-2", "1-4", "2"]
 
 
 def test_the_command_writes_figures_and_numbers(export_dir, tmp_path, rng, monkeypatch):

@@ -1,7 +1,6 @@
 """The trained model that ships in `exported/`."""
 
 import re
-import tarfile
 
 import numpy as np
 import pytest
@@ -45,12 +44,9 @@ def test_its_card_is_complete(shipped):
 
 
 @pytest.mark.data
-def test_it_has_the_error_that_its_card_states(shipped, data_dir, tmp_path):
-    with tarfile.open(data_dir / "imagenette160.tar") as archive:
-        validation = [m for m in archive.getmembers() if m.name.startswith("imagenette160/val/")]
-        archive.extractall(tmp_path, members=validation, filter="data")
+def test_it_has_the_error_that_its_card_states(shipped, imagenette):
     model, mean_image = shipped.restore()
-    loaded = datasets.load(str(tmp_path / "imagenette160"), "validation", len(mean_image))
+    loaded = datasets.load(str(imagenette), "validation", len(mean_image))
 
     errors = Evaluator([model], [mean_image])(loaded).errors
 

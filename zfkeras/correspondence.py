@@ -5,12 +5,16 @@ for parts, masks over the same part of different pictures change them in the sam
 signs of the changes differ at fewer places than those of masks at random places (section 4.4 of the
 paper's third version, Table 1).
 
-The paper prints the mean fraction of places where two signs differ, which is the default here; its
-formula, the sum over all ordered pairs of pictures, is there too. It does not say what becomes of
-places that do not change: here their sign is zero, which differs from both others.
+The paper prints the mean fraction of places where two signs differ; its formula, the sum over all
+ordered pairs of pictures, is here too. It does not say what becomes of places that do not change:
+here their sign is zero, which differs from both others. Most places do not change, and more of them
+do where the network sees something, so that this fraction tells of how much changes as well as of
+likeness. Beyond the paper: the fraction of the places that at least one of two masks changes tells
+of likeness alone.
 """
 
 import csv
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +66,7 @@ class Consistency:
         pairs: How many pairs of changes were compared.
         mean: Of the fractions of differing signs over the pairs.
         spread: Their standard deviation.
+        mean_of_changed, spread_of_changed: The same of the places that either mask changes.
         differing: The paper's formula: differing signs, summed over all ordered pairs. For random
             masks, of one mask a picture on average.
     """
@@ -73,6 +78,8 @@ class Consistency:
     pairs: int
     mean: float
     spread: float
+    mean_of_changed: float
+    spread_of_changed: float
     differing: float
 
 
@@ -188,6 +195,14 @@ def sign_differences(changes):
         Zeiler & Fergus (2013), section 4.4 of the third version.
     """
     return pdist(np.sign(changes).reshape(len(changes), -1), "hamming")
+
+
+def changed_places(changes):
+    """Fractions of places that at least one of two changes has, ordered as `sign_differences`."""
+    same = (np.reshape(changes, (len(changes), -1)) == 0).astype(np.float32)
+    # Counts of places, which float32 holds exactly up to 16 million.
+    neither = (same @ same.T)[np.triu_indices(len(same), 1)] / same.shape[1]
+    return 1 - neither.astype(np.float64)
 
 
 def random_boxes(sizes, extent, rng):
@@ -313,33 +328,38 @@ class CorrespondenceProbe:
             at_random = []
             for part in boxes:
                 changes = np.stack(signs[layer, part])  # Pictures, masks, and features.
-                pairs = [sign_differences(changes[:, mask]) for mask in range(draws + 1)]
-                places, pictures = changes[0, 0].size, len(changes)
-                found.append(_consistency(layer, part, None, pictures, places, pairs[:1]))
+                of_part, *of_random = (changes[:, mask] for mask in range(draws + 1))
+                found.append(_consistency(layer, part, None, [of_part]))
                 if draws:
-                    at_random += pairs[1:]
-                    found.append(_consistency(layer, RANDOM, part, pictures, places, pairs[1:]))
+                    found.append(_consistency(layer, RANDOM, part, of_random))
+                    at_random += of_random
             if draws:
-                most = max(map(len, boxes.values()))
-                found.append(_consistency(layer, RANDOM, None, most, places, at_random))
+                found.append(_consistency(layer, RANDOM, None, at_random))
         return found
 
     def _look_at(self, inputs):
         return [one[:1] - one[1:] for one in self._features(inputs)]
 
 
-def _consistency(layer, part, size_of, pictures, places, pairs):
-    together = np.concatenate(pairs)
+def _consistency(layer, part, size_of, groups):
+    """Compares changes, `(pictures, ...)`, within each of several groups."""
+    differing = np.concatenate([sign_differences(changes) for changes in groups])
+    changed = np.concatenate([changed_places(changes) for changes in groups])
+    # Where no mask changes anything, as dead maps have it, there is nothing to compare.
+    of_changed = differing[changed > 0] / changed[changed > 0]
+    places = groups[0][0].size
     return Consistency(
-        layer,
-        part,
-        size_of,
-        pictures,
-        len(together),
-        float(together.mean()),
-        float(together.std()),
+        layer=layer,
+        part=part,
+        size_of=size_of,
+        pictures=max(map(len, groups)),
+        pairs=len(differing),
+        mean=float(differing.mean()),
+        spread=float(differing.std()),
+        mean_of_changed=float(of_changed.mean()) if len(of_changed) else 0.0,
+        spread_of_changed=float(of_changed.std()) if len(of_changed) else 0.0,
         # Every pair counts in both orders.
-        float(2 * places * together.sum() / len(pairs)),
+        differing=float(2 * places * differing.sum() / len(groups)),
     )
 
 
@@ -347,34 +367,26 @@ def save_table(found, path):
     """Writes a `.csv` file with a line for each `Consistency`."""
     with replacing(path) as beside, beside.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(
-            ["layer", "mask", "size of", "pictures", "pairs", "mean", "spread", "differing signs"]
-        )
-        for one in found:
-            table.writerow(
-                [
-                    one.layer,
-                    one.part,
-                    one.size_of or "",
-                    one.pictures,
-                    one.pairs,
-                    one.mean,
-                    one.spread,
-                    round(one.differing, 3),
-                ]
-            )
+        table.writerow([field.name for field in dataclasses.fields(Consistency)])
+        table.writerows(dataclasses.astuple(one) for one in found)
 
 
 def table(found):
-    """Table 1 as lines of text: masks in rows, layers in columns, mean and spread."""
+    """Table 1 as lines of text: masks in rows, layers in columns.
+
+    Each cell is mean and spread, and in brackets the mean of the places that either mask changes.
+    """
     shown = [one for one in found if one.size_of is None]
     layers = list(dict.fromkeys(one.layer for one in shown))
     parts = list(dict.fromkeys(one.part for one in shown))
-    cells = {(one.part, one.layer): f"{one.mean:.3f} ± {one.spread:.3f}" for one in shown}
+    cells = {
+        (one.part, one.layer): f"{one.mean:.3f} ± {one.spread:.3f} ({one.mean_of_changed:.3f})"
+        for one in shown
+    }
     width = max(len(name) for name in (*parts, "mask"))
-    rows = [["mask".ljust(width), *(f"{layer:>15}" for layer in layers)]]
+    rows = [["mask".ljust(width), *(f"{layer:>21}" for layer in layers)]]
     rows += [
-        [part.ljust(width), *(f"{cells[part, layer]:>15}" for layer in layers)] for part in parts
+        [part.ljust(width), *(f"{cells[part, layer]:>21}" for layer in layers)] for part in parts
     ]
     return ["  ".join(row) for row in rows]
 

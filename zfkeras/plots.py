@@ -71,7 +71,7 @@ def occlusion(sensitivity, seen, projection, class_names):
     Args:
         sensitivity: A `zfkeras.occlusion.Sensitivity`.
         seen: uint8 `(height, width, 3)`, the picture as the network sees it.
-        projection: uint8, shaped like it: the watched map's projection.
+        projection: uint8 `(any, any, 3)`, the watched map's projection or a sheet of several.
         class_names: Name of each class.
 
     Returns:
@@ -87,7 +87,7 @@ def occlusion(sensitivity, seen, projection, class_names):
     picture.add_patch(square)
     picture.set_title(class_names[found.label])
     picture.set_xlabel(f"the square is {found.size} pixels wide")
-    projected.imshow(projection)
+    projected.imshow(projection, extent=(0, seen.shape[1], seen.shape[0], 0))
     projected.set_title(f"projection of {found.layer}, map {found.feature_map}")
     for axes, values, title, limits in (
         (activity, found.activations, f"{found.layer}, map {found.feature_map}: sum", (None, None)),

@@ -14,6 +14,7 @@ from zfkeras.cli.options import (
     layers_option,
     model_option,
     names,
+    names_of_results,
     output_option,
     word_or_colour,
 )
@@ -21,7 +22,7 @@ from zfkeras.cli.progress import Stages
 from zfkeras.cli.startup import import_tensorflow
 
 MOST_STEPS = 10_000
-EXAMPLES = 5
+EXAMPLES, COLUMNS = 6, 3
 
 
 def steps(context, parameter, text):
@@ -138,12 +139,11 @@ def invariance(
     for kind, values in probe.values.items():
         which = np.unique(np.linspace(0, len(values) - 1, EXAMPLES).round().astype(int))
         seen = probe.transformed(squares[0], kind, values[which]).numpy().round()
-        strips[kind] = rendering.contact_sheet(list(seen.clip(0, 255).astype(np.uint8)), EXAMPLES)
-    pictures = [str(path) for path in pictures]
+        strips[kind] = rendering.contact_sheet(list(seen.clip(0, 255).astype(np.uint8)), COLUMNS)
     found.save(output / "invariance.npz")
-    found.save_table(output / "invariance.csv", pictures, probe.names)
-    stems = [Path(path).stem for path in pictures]
-    plots.save(plots.invariance(found, strips, stems, probe.names), output / "invariance.png")
+    found.save_table(output / "invariance.csv", map(str, pictures), probe.names)
+    figure = plots.invariance(found, strips, names_of_results(pictures), probe.names)
+    plots.save(figure, output / "invariance.png")
     for index, path in enumerate(pictures):
         label = probe.names[found.labels[index]]
         parts = [

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+import numpy as np
 
 from zfkeras.cli.errors import OneLineCommand, one_line_errors
 from zfkeras.cli.options import (
@@ -10,11 +11,15 @@ from zfkeras.cli.options import (
     keras_file_options,
     labels_option,
     model_option,
+    names_of_results,
     output_option,
     word_or_colour,
 )
 from zfkeras.cli.progress import Stages
 from zfkeras.cli.startup import import_tensorflow
+
+# As in Figure 7: the map's projection from so many other pictures, that of this one framed.
+OTHERS, FRAME = 3, 3
 
 
 @click.command(cls=OneLineCommand)
@@ -72,22 +77,36 @@ def occlusion(
     names = occluder.names
     chosen = class_numbers(labels, names, len(pictures))
     mean_image = centre_crop(network.mean_image, extent)
+    prepared = [network.prepare(picture, extent) for picture in pixels]
+    strengths = np.concatenate([_strengths(deconvnet, inputs, occluder) for _, inputs in prepared])
     with Stages() as show:
-        for path, picture, label in zip(pictures, pixels, chosen, strict=True):
-            seen, inputs = network.prepare(picture, extent)
+        for index, (path, name) in enumerate(
+            zip(pictures, names_of_results(pictures), strict=True)
+        ):
+            seen, inputs = prepared[index]
             fill = fill_of(value, seen, mean_image, occluder.size) - mean_image
             done = 0
 
-            def on_batch(count, path=path):
+            def on_batch(count, name=name):
                 nonlocal done
                 done += count
-                show(path.name, done, occluder.count)
+                show(name, done, occluder.count)
 
-            found = occluder(inputs[0], fill, label, batch_size, on_batch)
-            projection = deconvnet.project_feature_maps(inputs, found.layer, [found.feature_map])
-            found.save(output / f"{path.stem}.npz")
-            drawn = rendering.draw_signed(projection.projections[0])
-            plots.save(plots.occlusion(found, seen, drawn, names), output / f"{path.stem}.png")
+            found = occluder(inputs[0], fill, chosen[index], batch_size, on_batch)
+            strength = strengths[:, found.feature_map]
+            others = [other for other in np.argsort(-strength) if other != index][:OTHERS]
+            shown = [index, *(other for other in others if strength[other] > 0)]
+            projections = deconvnet.project_feature_maps(
+                np.concatenate([prepared[one][1] for one in shown]),
+                found.layer,
+                np.full(len(shown), found.feature_map),
+            )
+            tiles = [rendering.draw_signed(one) for one in projections.projections]
+            if others:
+                tiles[0] = rendering.outline(tiles[0], (0, 0, *extent), (0, 0, 0), FRAME)
+            found.save(output / f"{name}.npz")
+            figure = plots.occlusion(found, seen, rendering.contact_sheet(tiles), names)
+            plots.save(figure, output / f"{name}.png")
             lowest = found.probabilities[..., found.label]
             row, column = (int(one) for one in divmod(lowest.argmin(), lowest.shape[1]))
             click.echo(
@@ -96,3 +115,9 @@ def occlusion(
                 f"with the square at row {found.rows[row]}, column {found.columns[column]}"
             )
     click.echo(f"Wrote a figure and the numbers of {len(pictures)} pictures to {output}")
+
+
+def _strengths(deconvnet, inputs, occluder):
+    """The strongest activation of every map of the layer, `(1, maps)`."""
+    maps = deconvnet.rectified_maps(inputs, [occluder.layer])[occluder.layer]
+    return maps.numpy().max(axis=(1, 2))

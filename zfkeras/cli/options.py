@@ -145,3 +145,17 @@ def word_or_colour(context, parameter, text):
         return tuple(float(part) for part in parts)
     except ValueError as error:
         raise click.BadParameter(f"Expected a word or R,G,B. Received: {text}.") from error
+
+
+def names_of_results(pictures):
+    """What the results of pictures are called: their file's name, numbered where it comes again."""
+    stems = [path.stem for path in pictures]
+    taken = set()
+    for index, stem in enumerate(stems):
+        name, number = stem, 1
+        while name in taken or (number > 1 and name in stems):
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name)
+        stems[index] = name
+    return stems
