@@ -38,7 +38,7 @@ def test_readme_shows_every_command():
     assert shown == set(cli.cli.commands)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["mirror", "python", "serving"])
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["mirror", "occlusion", "python", "serving"])
 def test_snippets_run(snippet, monkeypatch):
     monkeypatch.chdir(ROOT)
 

@@ -152,7 +152,7 @@ def invariance(found, strips, picture_names, class_names):
 
     Args:
         found: A `zfkeras.invariance.Invariance`.
-        strips: `{transformation: uint8 (height, width, 3)}`, examples of what it does.
+        strips: `{transformation: uint8 (height, width, 3)}`, what it makes of the first picture.
         picture_names: One for each picture.
         class_names: Name of each class.
 
@@ -166,6 +166,7 @@ def invariance(found, strips, picture_names, class_names):
         f"{name}: {class_names[label]}"
         for name, label in zip(picture_names, found.labels, strict=True)
     ]
+    panels[0, 0].set_title(picture_names[0])
     for row, kind in zip(panels, kinds, strict=True):
         row[0].imshow(strips[kind])
         row[0].set(xticks=(), yticks=(), xlabel=AXES_OF_TRANSFORMATIONS[kind])
