@@ -1,4 +1,4 @@
-"""`streamlit run app/main.py`: explore exported models and galleries. A router."""
+"""`streamlit run app/main.py`: explore exported models, pictures and galleries. A router."""
 
 import streamlit as st
 
@@ -7,6 +7,7 @@ st.set_page_config(page_title="zfkeras", layout="wide")
 st.navigation(
     [
         st.Page("views/projections.py", title="Projections", default=True),
+        st.Page("views/occlusion.py", title="Occlusion"),
         st.Page("views/galleries.py", title="Galleries"),
     ]
 ).run()

@@ -5,6 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from zfkeras import export
+from zfkeras.trained import Trained
 
 EXPORTED = Path(__file__).parents[1] / "exported"
 
@@ -30,6 +31,16 @@ def open_model(version):
         return _open(version, (version / "saved_model.pb").stat().st_mtime_ns)
     except (export.ModelError, OSError) as error:
         return str(error)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Opening the network")
+def _restore(version, written, _model):
+    return Trained(*_model.restore(), _model.class_names)
+
+
+def restore(model):
+    """The `Trained` network of an exported model, opened once and shared by all sessions."""
+    return _restore(model.path, (model.path / "saved_model.pb").stat().st_mtime_ns, model)
 
 
 def choose():

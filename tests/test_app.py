@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture
 def app(export_dir, monkeypatch):
     monkeypatch.syspath_prepend(str(APP))
-    sys.modules.pop("models", None)
+    for name in ("models", "uploads"):
+        sys.modules.pop(name, None)
     app = AppTest.from_file(str(APP / "main.py"), default_timeout=120)
     app.session_state["folder"] = str(export_dir.parent)
     return app
@@ -106,6 +108,32 @@ def test_a_picture_of_ones_own_is_projected(app):
     assert not app.exception
     assert not app.error
     assert app.subheader[1].value == "Strongest feature maps of conv3"
+
+
+def test_a_square_slides_over_a_picture(app):
+    app.switch_page("views/occlusion.py").run()
+
+    assert not app.exception
+    assert not app.error
+    falls = app.subheader[0].value
+    assert re.search(r": [\d.]+%, down to [\d.]+%", falls)
+    assert "Of conv3, feature map " in app.caption[0].value
+
+    app.slider(key="size").set_value(29).run()
+    app.selectbox(key="class").set_value(3).run()
+
+    assert not app.exception
+    assert app.subheader[0].value.startswith("gas pump: ")
+    assert "row 0, column " in app.caption[0].value
+
+
+def test_a_wrong_upload_is_refused_on_the_page_of_occlusion_too(app):
+    app.switch_page("views/occlusion.py").run()
+
+    app.file_uploader[0].set_value(("notes.txt", b"not a picture", "image/jpeg")).run()
+
+    assert not app.exception
+    assert "notes.txt is not a picture" in app.error[0].value
 
 
 @pytest.fixture(scope="module")

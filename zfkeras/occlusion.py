@@ -65,7 +65,11 @@ class Sensitivity:
     def save(self, path):
         """Writes all arrays into one `.npz` file."""
         with replacing(path) as beside:
-            np.savez_compressed(beside, **dataclasses.asdict(self), classes=self.classes)
+            self.write(beside)
+
+    def write(self, file):
+        """Writes all arrays, as `.npz`, to a path or a binary file object."""
+        np.savez_compressed(file, **dataclasses.asdict(self), classes=self.classes)
 
 
 def positions(extent, size, stride, cover=True):

@@ -4,19 +4,14 @@ import numpy as np
 import streamlit as st
 
 import models
+import uploads
 from zfkeras import rendering
-from zfkeras.data import pictures, samples
 
 COLUMNS = 3
 MOST_MAPS = 36
 ENLARGED = 420
 
 model, layer = models.choose()
-
-
-@st.cache_data(max_entries=8, show_spinner=False)
-def load_sample(name):
-    return samples.load(name)
 
 
 @st.cache_data(max_entries=32, show_spinner="Projecting")
@@ -48,18 +43,7 @@ def enlarge(projections, seen, index):
 
 st.title("What this picture excites")
 
-chosen, uploaded = st.columns(2)
-name = chosen.selectbox("Sample", samples.NAMES)
-upload = uploaded.file_uploader("Or a picture of yours")
-if upload is None:
-    picture = load_sample(name)
-else:
-    try:
-        picture = pictures.read_picture(upload, name=upload.name)
-    except pictures.PictureError as error:
-        st.error(str(error))
-        st.stop()
-
+picture = uploads.choose_picture()
 most = min(MOST_MAPS, model.feature_map_count(layer))
 top = st.slider("Feature maps", 1, most, min(9, most)) if most > 1 else 1
 probabilities, projections, seen = project(
