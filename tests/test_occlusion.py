@@ -130,6 +130,27 @@ def test_branches_and_a_softmax_of_its_own(rng, stride, monkeypatch):
     np.testing.assert_allclose(whole.probabilities[-1, -1], model(hidden[None])[0], atol=1e-6)
 
 
+def test_pixels_that_no_filter_sees_change_nothing(rng):
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    inputs = keras.Input((13, 15, 3))
+    # Padded, every other pixel is seen, and these are not those that the squares lie on.
+    maps = layers.Conv2D(6, 1, strides=2, activation="relu")(layers.ZeroPadding2D(1)(inputs))
+    maps = layers.Conv2D(6, 2, activation="relu")(maps)
+    outputs = layers.Dense(4, activation="softmax")(layers.Flatten()(maps))
+    trained = from_keras(keras.Model(inputs, outputs))
+    picture = rng.normal(size=(13, 15, 3)).astype(np.float32)
+
+    for stride in (1, 2):
+        whole, changed = (
+            Occluder(trained, size=1, stride=stride, incremental=incremental)(picture, np.ones(3))
+            for incremental in (False, True)
+        )
+        np.testing.assert_allclose(changed.probabilities, whole.probabilities, atol=1e-6)
+        np.testing.assert_allclose(changed.activations, whole.activations, rtol=1e-5)
+    np.testing.assert_allclose(changed.activations, changed.unoccluded_activation, rtol=1e-5)
+
+
 def test_where_a_square_can_change_nearly_everything_it_all_is_computed(trained, caplog):
     with caplog.at_level("DEBUG", logger="zfkeras"):
         assert not Occluder(trained, size=20, stride=4).incremental

@@ -102,7 +102,8 @@ class IncrementalPass:
                 highs.append((starts + size - 1 + before) // reach.strides)
             low = np.clip(np.min(lows, axis=0), 0, extent - 1)
             high = np.clip(np.max(highs, axis=0), 0, extent - 1)
-            size = int((high - low).max()) + 1
+            # Where filters lie further apart than they are wide, no unit may see a change.
+            size = max(int((high - low).max()) + 1, 1)
             made.append((np.minimum(low, extent - size), size))
         if all(size == extent for (_, size), extent in zip(made, shape, strict=False)):
             return None
