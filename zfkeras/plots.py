@@ -89,16 +89,10 @@ def occlusion(sensitivity, seen, projection, class_names):
     picture.set_xlabel(f"the square is {found.size} pixels wide")
     projected.imshow(projection, extent=(0, seen.shape[1], seen.shape[0], 0))
     projected.set_title(f"projection of {found.layer}, map {found.feature_map}")
-    for axes, values, title, limits in (
-        (activity, found.activations, f"{found.layer}, map {found.feature_map}: sum", (None, None)),
-        (
-            probability,
-            found.probabilities[..., found.label],
-            f"p({class_names[found.label]})",
-            (0, 1),
-        ),
-    ):
-        shown = axes.pcolormesh(*edges, values, vmin=limits[0], vmax=limits[1], cmap="viridis")
+    activations = found.activations, f"{found.layer}, map {found.feature_map}: sum", None
+    of_class = found.probabilities[..., found.label], f"p({class_names[found.label]})", 0
+    for axes, (values, title, lowest) in ((activity, activations), (probability, of_class)):
+        shown = axes.pcolormesh(*edges, values, vmin=lowest, cmap="viridis")
         figure.colorbar(shown, ax=axes, shrink=0.8)
         axes.set_title(title)
     # Each class has one colour, and the legend only those that come up.
