@@ -50,7 +50,7 @@ def test_parts_equal_the_formula_in_numpy(trained, seen, batch_size):
     model, mean_image = trained.model, centre_crop(trained.mean_image, (29, 37))
     probe = CorrespondenceProbe(trained, ("conv3", "logits"))
 
-    found = probe(seen, mean_image, BOXES, draws=0, batch_size=batch_size)
+    found = probe(seen, BOXES, draws=0, batch_size=batch_size)
 
     by_name = {(one.layer, one.part): one for one in found}
     assert len(by_name) == len(found) == 4
@@ -91,10 +91,9 @@ def test_signs_are_compared_pair_by_pair(rng):
 
 
 def test_random_masks_have_the_parts_sizes_and_depend_on_the_seed_only(trained, seen):
-    mean_image = centre_crop(trained.mean_image, (29, 37))
     probe = CorrespondenceProbe(trained, ("conv1",))
 
-    first, again, other = (probe(seen, mean_image, BOXES, 3, seed) for seed in (1, 1, 2))
+    first, again, other = (probe(seen, BOXES, 3, seed) for seed in (1, 1, 2))
 
     assert first == again != other
     assert [(one.part, one.size_of) for one in first] == [
@@ -120,9 +119,8 @@ def test_random_boxes_lie_anywhere_inside(rng):
 
 
 def test_changes_are_those_of_the_mask(trained, seen):
-    mean_image = centre_crop(trained.mean_image, (29, 37))
     probe = CorrespondenceProbe(trained, ("conv1",))
-    (changes,) = probe.changes(seen["a"], mean_image, [(0, 0, 4, 4)]).values()
+    (changes,) = probe.changes(seen["a"], [(0, 0, 4, 4)]).values()
     assert changes.any()
     # Beyond the reach of 5 x 5 filters nothing has changed, not by the last bit.
     assert not changes[:, 5:].any() and not changes[:, :, 5:].any()
@@ -141,12 +139,9 @@ def test_parts_that_correspond_change_features_alike(shapes_run):
         for name, picture in drawn.items()
         for part, (row, column) in picture.parts.items()
     ]
-    pictures = {name: picture.image for name, picture in drawn.items()}
     probe = CorrespondenceProbe(network)
-    boxes = seen_boxes(parts, pictures, 146, probe.extent)
-    seen = {name: network.prepare(one, probe.extent)[0] for name, one in pictures.items()}
 
-    found = probe(seen, centre_crop(network.mean_image, probe.extent), boxes, seed=0)
+    found = probe(*probe.look(parts, lambda name: drawn[name].image), seed=0)
 
     at_random = {one.layer: one for one in found if one.part == RANDOM and not one.size_of}
     named = [one for one in found if one.part != RANDOM]
@@ -188,11 +183,11 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 
 
 def test_parts_outside_are_refused(rng):
-    pictures = {"a": np.zeros((50, 90, 3), np.uint8)}
+    sizes = {"a": (50, 90)}
     with pytest.raises(ValueError, match="row 51, column 30, outside of a, which has 50 x 90"):
-        seen_boxes([Part("a", "eye", 40, 20, 11, 10)], pictures, 50, (50, 50))
+        seen_boxes([Part("a", "eye", 40, 20, 11, 10)], sizes, 50, (50, 50))
     with pytest.raises(ValueError, match="'eye' of a lies outside of the centre"):
-        seen_boxes([Part("a", "eye", 40, 0, 5, 20)], pictures, 50, (50, 50))
+        seen_boxes([Part("a", "eye", 40, 0, 5, 20)], sizes, 50, (50, 50))
 
 
 def test_the_command_prints_table_1(export_dir, tmp_path, rng, monkeypatch):
@@ -242,12 +237,9 @@ def test_the_shipped_model_knows_parts_of_dogs(imagenette):
     """
     network = networks.load(ROOT / "exported/zfnet-imagenette")
     parts = read_parts(ROOT / "tests/data/dog_parts.csv")
-    pictures = {one.picture: read_picture(imagenette / "val" / one.picture) for one in parts}
     probe = CorrespondenceProbe(network)
-    boxes = seen_boxes(parts, pictures, len(network.mean_image), probe.extent)
-    seen = {name: network.prepare(one, probe.extent)[0] for name, one in pictures.items()}
 
-    found = probe(seen, centre_crop(network.mean_image, probe.extent), boxes, seed=0)
+    found = probe(*probe.look(parts, lambda name: read_picture(imagenette / "val" / name)), seed=0)
 
     at_random = {one.layer: one for one in found if one.part == RANDOM and not one.size_of}
     for one in found:

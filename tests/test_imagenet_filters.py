@@ -14,7 +14,7 @@ from PIL import Image
 
 from zfkeras import gallery, rendering
 from zfkeras.architecture import ALEXNET, Contrast
-from zfkeras.correspondence import RANDOM, CorrespondenceProbe, read_parts, seen_boxes
+from zfkeras.correspondence import RANDOM, CorrespondenceProbe, read_parts
 from zfkeras.data import datasets
 from zfkeras.data.pictures import read_picture
 from zfkeras.deconvnet import Deconvnet
@@ -228,15 +228,12 @@ def test_layer_5_knows_parts_of_dogs(deconvnet, imagenette):
     and noses are less consistent: these faces are neither of one size nor at one place, and more
     changes where there is more to see. Of the places that do change: 0.895, 0.895, 0.908 and 0.949.
     """
-    mean_image = np.broadcast_to(MEAN_COLOUR, (227, 227, 3))
-    network = Trained(deconvnet.model, mean_image)
+    network = Trained(deconvnet.model, np.broadcast_to(MEAN_COLOUR, (227, 227, 3)))
     parts = read_parts(ROOT / "tests/data/dog_parts.csv")
-    pictures = {one.picture: read_picture(imagenette / "val" / one.picture) for one in parts}
     probe = CorrespondenceProbe(network, ["last_maps"])
-    boxes = seen_boxes(parts, pictures, 227, probe.extent)
-    seen = {name: network.prepare(one, probe.extent)[0] for name, one in pictures.items()}
 
-    *found, at_random = probe(seen, mean_image, boxes, seed=0)
+    seen, boxes = probe.look(parts, lambda name: read_picture(imagenette / "val" / name))
+    *found, at_random = probe(seen, boxes, seed=0)
 
     assert at_random.part == RANDOM and at_random.layer == "conv5"
     for one in found:

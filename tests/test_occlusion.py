@@ -15,7 +15,7 @@ from zfkeras.architecture import ALEXNET, ZFNET, ZFNET_SMALL
 from zfkeras.cli import cli
 from zfkeras.cli.options import names_of_results
 from zfkeras.data.datasets import SYNSET_NAMES
-from zfkeras.data.images import centre_crop, fill_of
+from zfkeras.data.images import fill_of
 from zfkeras.data.pictures import read_picture
 from zfkeras.occlusion import Occluder, positions
 from zfkeras.trained import Trained, from_keras
@@ -166,6 +166,25 @@ def test_a_pictures_own_pixels_change_nothing(trained, picture, incremental):
     np.testing.assert_allclose(found.activations, found.unoccluded_activation, rtol=1e-5)
 
 
+def test_a_square_slides_over_what_the_network_sees(tiny, rng):
+    mean_image = rng.uniform(90, 160, (41, 41, 3)).astype(np.float32)
+    trained = Trained(random_model(tiny), mean_image, tuple("abcd"))
+    picture = rng.integers(0, 255, (50, 60, 3), np.uint8)
+    seen, inputs = trained.prepare(picture, (29, 37))
+    occluder = Occluder(trained, size=9, stride=10)
+    subtracted = mean_image[6:35, 2:39]
+
+    found = occluder.slide(seen, (10, 20, 30), label=2)
+
+    expected = occluder(inputs[0], np.float32([10, 20, 30]) - subtracted, label=2)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
+    assert found.label == 2
+    same = occluder.slide(seen, "mean")
+    np.testing.assert_allclose(
+        same.probabilities, occluder(inputs[0], np.zeros(3)).probabilities, atol=1e-5
+    )
+
+
 def test_positions_cover_every_pixel():
     assert positions(224, 50, 6).tolist() == list(range(0, 175, 6))  # Figure 7's thirty.
     assert positions(10, 4, 4).tolist() == [0, 4, 6]
@@ -235,21 +254,18 @@ def test_the_class_needs_its_object_more_often_than_by_chance(imagenette):
         objects = list(csv.DictReader(file))
     network = networks.load(ROOT / "exported/zfnet-imagenette")
     occluder = Occluder(network, stride=6)
-    mean_image = centre_crop(network.mean_image, (128, 128))
     middles = np.stack(np.meshgrid(occluder.rows, occluder.columns, indexing="ij"), 2)
     middles = middles + occluder.size / 2
     hits, chance = {"gray": 0, "blur": 0}, 0.0
     for line in objects:
-        seen, inputs = network.prepare(
-            read_picture(imagenette / "val" / line["picture"]), (128, 128)
-        )
+        picture = read_picture(imagenette / "val" / line["picture"])
+        seen, _ = network.prepare(picture, (128, 128))
         first = np.array([int(line["row"]), int(line["column"])])
         last = first + np.array([int(line["height"]), int(line["width"])])
         inside = ((middles >= first) & (middles <= last)).all(axis=2)
         chance += inside.mean()
         for value in hits:
-            fill = fill_of(value, seen, mean_image, occluder.size) - mean_image
-            found = occluder(inputs[0], fill, batch_size=128)
+            found = occluder.slide(seen, value, batch_size=128)
             assert network.names[found.label] == SYNSET_NAMES[line["picture"].split("/")[0]]
             hits[value] += inside.flat[found.probabilities[..., found.label].argmin()]
 

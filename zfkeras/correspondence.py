@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.spatial.distance import pdist
 
-from zfkeras.data.images import centre_box, fill_of
+from zfkeras.data.images import centre_box, centre_crop, fill_of
 from zfkeras.features import Features
 from zfkeras.writing import replacing
 
@@ -146,12 +146,12 @@ def by_part(parts):
     return named
 
 
-def seen_boxes(parts, pictures, side, extent):
+def seen_boxes(parts, sizes, side, extent):
     """Where parts lie in what a network sees of their pictures.
 
     Args:
         parts: List of `Part`s.
-        pictures: `{name: uint8 (height, width, 3)}`.
+        sizes: `{picture: (height, width, ...)}`.
         side: Of the centre square that crops are taken from.
         extent: `(height, width)` of what the network sees.
 
@@ -166,7 +166,7 @@ def seen_boxes(parts, pictures, side, extent):
     for part, places in by_part(parts).items():
         boxes[part] = {}
         for one in places:
-            height, width = pictures[one.picture].shape[:2]
+            height, width = sizes[one.picture][:2]
             if one.box[2] > height or one.box[3] > width:
                 raise ValueError(
                     f"Part {part!r} ends at row {one.box[2]}, column {one.box[3]}, outside of "
@@ -237,34 +237,52 @@ class CorrespondenceProbe:
     """
 
     def __init__(self, trained, layers=("last_maps", "last"), value="gray"):
+        self._trained, self._value = trained, value
         self._features = Features(trained, layers)
-        self._value = value
         self.layers = self._features.layers
         self.extent = self._features.input_shape[:2]
+        self._mean_image = centre_crop(trained.mean_image, self.extent)
         self._look = tf.function(self._look_at, autograph=False, reduce_retracing=True)
 
-    def masked(self, seen, mean_image, box):
+    def look(self, parts, read):
+        """What the network sees of pictures, and where their parts lie in it.
+
+        Args:
+            parts: List of `Part`s.
+            read: Function of a picture's name that gives the picture, uint8 `(height, width, 3)`.
+
+        Returns:
+            `{picture: uint8 (height, width, 3)}`, and the boxes as `seen_boxes` gives them.
+        """
+        seen, sizes = {}, {}
+        for name in dict.fromkeys(one.picture for one in parts):
+            # A picture as it comes may be large: only what the network sees of it is kept.
+            picture = read(name)
+            seen[name], sizes[name] = self._trained.prepare(picture, self.extent)[0], picture.shape
+        boxes = seen_boxes(parts, sizes, len(self._trained.mean_image), self.extent)
+        return seen, boxes
+
+    def masked(self, seen, box):
         """A picture with a box of it hidden.
 
         Args:
             seen: uint8 `(height, width, 3)`, the picture as the network sees it.
-            mean_image: float32, shaped like it.
             box: `(top, left, bottom, right)`.
 
         Returns:
             float32, shaped like `seen`, in 0 to 255.
         """
         top, left, bottom, right = box
-        fill = fill_of(self._value, seen, mean_image, max(bottom - top, right - left))
+        fill = fill_of(self._value, seen, self._mean_image, max(bottom - top, right - left))
         hidden = seen.astype(np.float32)
         hidden[top:bottom, left:right] = fill[top:bottom, left:right]
         return hidden
 
-    def changes(self, seen, mean_image, boxes, batch_size=32):
+    def changes(self, seen, boxes, batch_size=32):
         """What masks change of one picture's features.
 
         Args:
-            seen, mean_image: As in `masked`.
+            seen: As in `masked`.
             boxes: `(top, left, bottom, right)` each.
             batch_size: Masks at a time.
 
@@ -274,12 +292,10 @@ class CorrespondenceProbe:
         found = {layer: [] for layer in self.layers}
         untouched = seen.astype(np.float32)
         for first in range(0, len(boxes), batch_size):
-            hidden = [
-                self.masked(seen, mean_image, box) for box in boxes[first : first + batch_size]
-            ]
+            hidden = [self.masked(seen, box) for box in boxes[first : first + batch_size]]
             # The picture as it is goes along with every batch, so that what does not change is
             # zero exactly.
-            batch = self._look(tf.constant(np.stack([untouched, *hidden]) - mean_image))
+            batch = self._look(tf.constant(np.stack([untouched, *hidden]) - self._mean_image))
             for layer, changed in zip(self.layers, batch, strict=True):
                 found[layer].append(changed.numpy())
         return {layer: np.concatenate(batches) for layer, batches in found.items()}
@@ -287,7 +303,6 @@ class CorrespondenceProbe:
     def __call__(
         self,
         seen,
-        mean_image,
         boxes,
         draws=10,
         seed=0,
@@ -298,7 +313,6 @@ class CorrespondenceProbe:
 
         Args:
             seen: `{picture: uint8 (height, width, 3)}`, as the network sees them.
-            mean_image: float32 `(height, width, 3)`.
             boxes: `{part: {picture: (top, left, bottom, right)}}` in those pictures, two pictures
                 or more to a part.
             draws: How many random masks there are to every part of every picture, of its size.
@@ -320,7 +334,7 @@ class CorrespondenceProbe:
                 top, left, bottom, right = places[picture]
                 sizes = [(bottom - top, right - left)] * draws
                 masks = [places[picture], *random_boxes(sizes, self.extent, rng)]
-                for layer, changed in self.changes(pixels, mean_image, masks, batch_size).items():
+                for layer, changed in self.changes(pixels, masks, batch_size).items():
                     signs[layer, part].append(np.sign(changed).astype(np.int8))
             on_picture(index + 1, len(seen))
         found = []

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from zfkeras import ops
+from zfkeras.data.images import centre_crop, fill_of
 from zfkeras.graph import Graph
 from zfkeras.incremental import IncrementalPass
 from zfkeras.writing import replacing
@@ -123,6 +124,7 @@ class Occluder:
         stride = max(round(STRIDE * max(extent)), 1) if stride is None else stride
         self.rows, self.columns = (positions(side, self.size, stride, cover) for side in extent)
         self.names = trained.names
+        self._mean_image = centre_crop(trained.mean_image, extent)
         self._maps, self._outputs = graph.tensors[self.layer], graph.outputs[0]
         self._all_rows = np.repeat(self.rows, len(self.columns))
         self._all_columns = np.tile(self.columns, len(self.rows))
@@ -146,8 +148,22 @@ class Occluder:
         """How many positions there are."""
         return len(self._all_rows)
 
+    def slide(self, seen, value="gray", **options):
+        """Slides the square over one picture as the network sees it.
+
+        Args:
+            seen: uint8 `(height, width, 3)`, of `Trained.prepare`.
+            value: What the square shows, as in `zfkeras.data.images.fill_of`.
+            options: As in a call.
+
+        Returns:
+            `Sensitivity`.
+        """
+        fill = fill_of(value, seen, self._mean_image, self.size)
+        return self(seen - self._mean_image, fill - self._mean_image, **options)
+
     def __call__(self, inputs, fill, label=None, batch_size=32, on_batch=lambda count: None):
-        """Slides the square over one picture.
+        """Slides the square over the inputs of one picture.
 
         Args:
             inputs: float32 `(height, width, channels)` as the network takes it.

@@ -9,7 +9,6 @@ import models
 import uploads
 from zfkeras import plots, rendering
 from zfkeras.choices import FILLS
-from zfkeras.data.images import centre_crop, fill_of
 from zfkeras.occlusion import SIZE, Occluder
 
 POSITIONS = 20  # A side: a second or two of the small network on two cores.
@@ -24,7 +23,6 @@ def slide(version, written, picture, layer, size, stride, value, label, _network
     deconvnet = _network.deconvnet()
     extent = deconvnet.input_shape[:2]
     seen, inputs = _network.prepare(picture, extent)
-    mean_image = centre_crop(_network.mean_image, extent)
     bar = st.progress(0.0, f"{occluder.count} positions")
     done = 0
 
@@ -33,8 +31,7 @@ def slide(version, written, picture, layer, size, stride, value, label, _network
         done += count
         bar.progress(done / occluder.count)
 
-    fill = fill_of(value, seen, mean_image, size) - mean_image
-    found = occluder(inputs[0], fill, label, on_batch=on_batch)
+    found = occluder.slide(seen, value, label=label, on_batch=on_batch)
     bar.empty()
     projection = deconvnet.project_feature_maps(inputs, layer, [found.feature_map])
     return found, seen, rendering.draw_signed(projection.projections[0])

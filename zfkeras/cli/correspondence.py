@@ -74,19 +74,15 @@ def correspondence(
     import_tensorflow()
     from zfkeras import correspondence as correspondences
     from zfkeras import rendering, trained
-    from zfkeras.data.images import centre_crop
     from zfkeras.data.pictures import read_picture
 
     parts = correspondences.read_parts(parts_file)
     folder = parts_file.parent if folder is None else folder
-    pixels = {name: read_picture(folder / name) for name in {one.picture: None for one in parts}}
     network = trained.load(model_path, preprocessing, input_size)
     probe = correspondences.CorrespondenceProbe(network, layers or ("last_maps", "last"), value)
-    boxes = correspondences.seen_boxes(parts, pixels, len(network.mean_image), probe.extent)
-    seen = {name: network.prepare(picture, probe.extent)[0] for name, picture in pixels.items()}
-    mean_image = centre_crop(network.mean_image, probe.extent)
+    seen, boxes = probe.look(parts, lambda name: read_picture(folder / name))
     tiles = [
-        probe.masked(picture, mean_image, places[name]).round().astype(np.uint8)
+        probe.masked(picture, places[name]).round().astype(np.uint8)
         if name in places
         else np.full_like(picture, rendering.BACKGROUND)
         for name, picture in seen.items()
@@ -96,7 +92,6 @@ def correspondence(
     with Stages() as show:
         found = probe(
             seen,
-            mean_image,
             boxes,
             draws,
             seed,

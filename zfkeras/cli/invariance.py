@@ -113,7 +113,6 @@ def invariance(
     from zfkeras.data.pictures import read_picture
     from zfkeras.invariance import InvarianceProbe
 
-    pixels = [read_picture(path) for path in pictures]
     network = trained.load(model_path, preprocessing, input_size)
     given = {"vertical": translation, "horizontal": translation}
     given |= {"scale": scale, "rotation": rotation}
@@ -125,7 +124,7 @@ def invariance(
         border,
     )
     chosen = class_numbers(labels, probe.names, len(pictures))
-    squares = [network.square(picture) for picture in pixels]
+    squares = [network.square(read_picture(path)) for path in pictures]
     done = 0
     with Stages() as show:
 

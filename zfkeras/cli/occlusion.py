@@ -66,10 +66,9 @@ def occlusion(
     import_tensorflow()
     from zfkeras import occlusion as occlusions
     from zfkeras import plots, rendering, trained
-    from zfkeras.data.images import centre_crop, fill_of
+    from zfkeras.data.images import centre_crop
     from zfkeras.data.pictures import read_picture
 
-    pixels = [read_picture(path) for path in pictures]
     network = trained.load(model_path, preprocessing, input_size)
     deconvnet = network.deconvnet()
     extent = deconvnet.input_shape[:2]
@@ -77,14 +76,14 @@ def occlusion(
     names = occluder.names
     chosen = class_numbers(labels, names, len(pictures))
     mean_image = centre_crop(network.mean_image, extent)
-    prepared = [network.prepare(picture, extent) for picture in pixels]
-    strengths = np.concatenate([_strengths(deconvnet, inputs, occluder) for _, inputs in prepared])
+    # Pictures as they come may be large; of each only what the network sees is kept.
+    views = [network.prepare(read_picture(path), extent)[0] for path in pictures]
+    strengths = [_strengths(deconvnet, seen - mean_image, occluder.layer) for seen in views]
     with Stages() as show:
         for index, (path, name) in enumerate(
             zip(pictures, names_of_results(pictures), strict=True)
         ):
-            seen, inputs = prepared[index]
-            fill = fill_of(value, seen, mean_image, occluder.size) - mean_image
+            seen = views[index]
             done = 0
 
             def on_batch(count, name=name):
@@ -92,14 +91,14 @@ def occlusion(
                 done += count
                 show(name, done, occluder.count)
 
-            found = occluder(inputs[0], fill, chosen[index], batch_size, on_batch)
-            strength = strengths[:, found.feature_map]
-            others = [other for other in np.argsort(-strength) if other != index][:OTHERS]
-            shown = [index, *(other for other in others if strength[other] > 0)]
+            found = occluder.slide(
+                seen, value, label=chosen[index], batch_size=batch_size, on_batch=on_batch
+            )
+            strength = np.array([maps[found.feature_map] for maps in strengths])
+            others = [one for one in np.argsort(-strength) if one != index and strength[one] > 0]
+            shown = np.stack([views[one] for one in (index, *others[:OTHERS])])
             projections = deconvnet.project_feature_maps(
-                np.concatenate([prepared[one][1] for one in shown]),
-                found.layer,
-                np.full(len(shown), found.feature_map),
+                shown - mean_image, found.layer, np.full(len(shown), found.feature_map)
             )
             tiles = [rendering.draw_signed(one) for one in projections.projections]
             if others:
@@ -117,7 +116,6 @@ def occlusion(
     click.echo(f"Wrote a figure and the numbers of {len(pictures)} pictures to {output}")
 
 
-def _strengths(deconvnet, inputs, occluder):
-    """The strongest activation of every map of the layer, `(1, maps)`."""
-    maps = deconvnet.rectified_maps(inputs, [occluder.layer])[occluder.layer]
-    return maps.numpy().max(axis=(1, 2))
+def _strengths(deconvnet, inputs, layer):
+    """The strongest activation of every map of a layer in one picture, `(maps,)`."""
+    return deconvnet.rectified_maps(inputs[None], [layer])[layer].numpy().max(axis=(0, 1, 2))
