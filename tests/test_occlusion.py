@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from conftest import ROOT, random_model
 from PIL import Image
 
-from zfkeras import occlusion
+from zfkeras import occlusion, plots
 from zfkeras import trained as networks
 from zfkeras.architecture import ALEXNET, ZFNET, ZFNET_SMALL
 from zfkeras.cli import cli
@@ -272,6 +272,25 @@ def test_the_class_needs_its_object_more_often_than_by_chance(imagenette):
     assert len(objects) >= 20 and 11.5 < chance < 13.5
     assert hits["gray"] > 0.45 * len(objects)
     assert hits["blur"] > 0.6 * len(objects)
+
+
+def test_nothing_is_drawn_out_of_proportion(trained, rng):
+    seen = rng.integers(0, 255, (29, 37, 3), np.uint8)
+    found = Occluder(trained, size=9, stride=8).slide(seen)
+    sheet = np.zeros((29, 78, 3), np.uint8)  # Two projections side by side.
+
+    figure = plots.occlusion(found, seen, sheet, tuple("abcd"))
+
+    panels = figure.axes[:5]
+    assert [axes.get_aspect() for axes in panels] == [1] * 5
+    drawn = [
+        np.abs([np.diff(axes.get_ylim()), np.diff(axes.get_xlim())]).ravel() for axes in panels
+    ]
+    assert [extent.tolist() for extent in drawn] == [[29, 37]] * 2 + [[29, 78]] + [[29, 37]] * 2
+    # Cells meet halfway between the middles of squares, the last of which end at the border.
+    corners = panels[1].collections[0].get_coordinates()
+    assert corners[0, :, 0].tolist() == [0.5, 8.5, 16.5, 24.5, 30.5, 34.5]
+    assert found.columns.tolist() == [0, 8, 16, 24, 28]
 
 
 def test_results_of_pictures_of_one_name_do_not_replace_each_other():

@@ -87,7 +87,8 @@ def occlusion(sensitivity, seen, projection, class_names):
     picture.add_patch(square)
     picture.set_title(class_names[found.label])
     picture.set_xlabel(f"the square is {found.size} pixels wide")
-    projected.imshow(projection, extent=(0, seen.shape[1], seen.shape[0], 0))
+    projected.imshow(projection)
+    projected.set(xticks=(), yticks=())
     projected.set_title(f"projection of {found.layer}, map {found.feature_map}")
     activations = found.activations, f"{found.layer}, map {found.feature_map}: sum", None
     of_class = found.probabilities[..., found.label], f"p({class_names[found.label]})", 0
@@ -108,7 +109,7 @@ def occlusion(sensitivity, seen, projection, class_names):
         loc="center left",
         bbox_to_anchor=(1, 0.5),
     )
-    for axes in (picture, activity, projected, probability, classes):
+    for axes in (picture, activity, probability, classes):
         axes.set(xlim=(0, seen.shape[1]), ylim=(seen.shape[0], 0), xticks=(), yticks=())
         axes.set_aspect("equal")
     return figure
