@@ -12,7 +12,16 @@ import zfkeras
 PACKAGE = Path(zfkeras.__file__).parent
 
 STRATA = [
-    ["", "writing", "architecture", "choices", "training", "training.schedule", "data"],
+    [
+        "",
+        "fingerprint",
+        "writing",
+        "architecture",
+        "choices",
+        "training",
+        "training.schedule",
+        "data",
+    ],
     [
         "constraints",
         "ops",

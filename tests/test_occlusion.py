@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 from pathlib import Path
 
 import keras
@@ -231,6 +232,34 @@ def test_what_a_square_shows(rng):
             fill_of(wrong, seen, nothing, 5)
 
 
+def test_what_was_found_can_be_kept(trained, rng, tmp_path):
+    seen = rng.integers(0, 255, (29, 37, 3), np.uint8)
+    occluder = Occluder(trained, size=9, stride=8)
+    found = occluder.slide(seen, label=1)
+    found.save(tmp_path / "found.npz")
+
+    again = occlusion.load(tmp_path / "found.npz")
+
+    for field in dataclasses.fields(found):
+        expected = getattr(found, field.name)
+        np.testing.assert_array_equal(getattr(again, field.name), expected, field.name)
+    assert again.fingerprint == occluder.fingerprint(seen, "gray", 1)
+    others = [
+        occluder.fingerprint(seen, "gray"),
+        occluder.fingerprint(seen, "blur", 1),
+        occluder.fingerprint(seen + 1, "gray", 1),
+        Occluder(trained, size=9, stride=9).fingerprint(seen, "gray", 1),
+        Occluder(trained, "conv1", size=9, stride=8).fingerprint(seen, "gray", 1),
+    ]
+    bias = trained.model.get_layer("conv2").bias
+    bias.assign(bias + 1)
+    others.append(Occluder(trained, size=9, stride=8).fingerprint(seen, "gray", 1))
+    assert len({again.fingerprint, *others}) == 7
+    (tmp_path / "other.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="other.npz does not hold what occlusion found"):
+        occlusion.load(tmp_path / "other.npz")
+
+
 def test_a_model_without_probabilities_is_refused(picture, tiny):
     inputs = keras.Input(picture.shape)
     maps = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
@@ -320,6 +349,22 @@ def test_the_command_writes_figures_and_numbers(export_dir, tmp_path, rng, monke
         lowest = found["probabilities"][..., 2].min()
         assert f"down to {lowest:.1%}" in lines[1]
         assert figure.size[0] > 3 * figure.size[1]
+    # What is done is not done again, unless it would be something else.
+    same = [*command, "--size", "9", "--stride", "6", "--label", "gas pump", "--value"]
+    Path("occlusion/one.npz").write_bytes(b"damaged")
+    swept = []
+    sweep = Occluder.__call__
+
+    def counted(self, inputs, *arguments, **options):
+        swept.append(inputs)
+        return sweep(self, inputs, *arguments, **options)
+
+    monkeypatch.setattr(Occluder, "__call__", counted)
+    for value, count in (("blur", 1), ("blur", 0), ("gray", 2)):
+        swept.clear()
+        again = CliRunner().invoke(cli, [*same, value])
+        assert again.exit_code == 0 and len(swept) == count
+        assert (again.output == result.output) == (value == "blur")
     for wrong, message in (
         (["--size", "30"], "`size` must lie between 1 and 29"),
         (["--stride", "0"], "`stride` must be positive"),

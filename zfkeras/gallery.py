@@ -10,7 +10,6 @@ stops holds the others up, but loses nothing, and goes on when it is started aga
 """
 
 import dataclasses
-import hashlib
 import html
 import json
 import re
@@ -27,6 +26,7 @@ from zfkeras import rendering
 from zfkeras.data import batches, images
 from zfkeras.data.datasets import naming_broken_pictures
 from zfkeras.exemplars import ARRAYS, Exemplars, Scan
+from zfkeras.fingerprint import fingerprint
 from zfkeras.training.strategy import distribute, make_strategy, this_worker
 from zfkeras.writing import replacing
 
@@ -193,12 +193,12 @@ def make(
         for layer in layers
     }
     settings = {
-        "model": _fingerprint_of_model(trained),
+        "model": trained.fingerprint(),
         "preprocessing": trained.preprocessing,
         "input_size": list(deconvnet.input_shape[:2]),
         "dataset": pictures.source,
         "pictures": pictures.count,
-        "names": _fingerprint(getattr(pictures, "keys", ())),
+        "names": fingerprint(getattr(pictures, "keys", ())),
         "layers": list(layers),
         "top_k": top_k,
         "repeats": repeats,
@@ -251,20 +251,6 @@ def _chosen_maps(feature_maps, layer, count):
             f"Received: {', '.join(map(str, feature_maps))}."
         )
     return np.array(chosen, np.int32)
-
-
-def _fingerprint_of_model(trained):
-    """Of everything that decides what a network makes of pictures, but for its name."""
-    config = {**trained.model.get_config(), "name": None}
-    described = json.dumps(config, sort_keys=True, default=str)
-    return _fingerprint([described.encode(), *trained.model.get_weights(), trained.mean_image])
-
-
-def _fingerprint(parts):
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part))
-    return digest.hexdigest()[:16]
 
 
 def _claim(output, settings, share, on_progress):

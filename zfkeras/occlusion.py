@@ -10,14 +10,19 @@ covered by some square.
 """
 
 import dataclasses
+import functools
+import json
 import logging
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from zfkeras import ops
 from zfkeras.data.images import centre_crop, fill_of
+from zfkeras.fingerprint import fingerprint
 from zfkeras.graph import Graph
 from zfkeras.incremental import IncrementalPass
 from zfkeras.writing import replacing
@@ -45,6 +50,8 @@ class Sensitivity:
         activations: float32 `(vertical, horizontal)`, sum of the feature map over space.
         unoccluded_probabilities: float32 `(classes,)`, of the picture as it is.
         unoccluded_activation: float, sum of the feature map in the picture as it is.
+        fingerprint: Of the picture, the network and the settings, as `Occluder.fingerprint` gives
+            it; empty if unknown.
     """
 
     rows: np.ndarray
@@ -57,6 +64,7 @@ class Sensitivity:
     activations: np.ndarray
     unoccluded_probabilities: np.ndarray
     unoccluded_activation: float
+    fingerprint: str = ""
 
     @property
     def classes(self):
@@ -71,6 +79,23 @@ class Sensitivity:
     def write(self, file):
         """Writes all arrays, as `.npz`, to a path or a binary file object."""
         np.savez_compressed(file, **dataclasses.asdict(self), classes=self.classes)
+
+
+def load(path):
+    """What `Sensitivity.save` wrote.
+
+    Raises:
+        ValueError: If it is damaged or something else.
+        OSError: If it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file, np.load(file) as arrays:
+            # Arrays of no dimension are numbers and texts.
+            return Sensitivity(
+                **{field.name: arrays[field.name][()] for field in dataclasses.fields(Sensitivity)}
+            )
+    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} does not hold what occlusion found.") from error
 
 
 def positions(extent, size, stride, cover=True):
@@ -160,7 +185,20 @@ class Occluder:
             `Sensitivity`.
         """
         fill = fill_of(value, seen, self._mean_image, self.size)
-        return self(seen - self._mean_image, fill - self._mean_image, **options)
+        found = self(seen - self._mean_image, fill - self._mean_image, **options)
+        mark = self.fingerprint(seen, value, options.get("label"))
+        return dataclasses.replace(found, fingerprint=mark)
+
+    def fingerprint(self, seen, value="gray", label=None):
+        """Of all that decides what `slide` finds."""
+        number = None if label is None else int(label)
+        settings = [self.layer, self.size, value, number, self._trained.preprocessing]
+        described = json.dumps(settings).encode()
+        return fingerprint([self._of_network, described, self.rows, self.columns, seen])
+
+    @functools.cached_property
+    def _of_network(self):
+        return self._trained.fingerprint().encode()
 
     def __call__(self, inputs, fill, label=None, batch_size=32, on_batch=lambda count: None):
         """Slides the square over the inputs of one picture.

@@ -1,5 +1,6 @@
 """Trained networks, wherever they come from: a training run, an exported model, a Keras file."""
 
+import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from zfkeras.choices import PREPROCESSINGS
 from zfkeras.data import images
 from zfkeras.deconvnet import Deconvnet
 from zfkeras.export import ModelError
+from zfkeras.fingerprint import fingerprint
 from zfkeras.graph import input_shape
 from zfkeras.mirror import Mirror
 from zfkeras.models import ZFNet
@@ -58,6 +60,12 @@ class Trained:
         if isinstance(self.model, ZFNet):
             return Deconvnet(self.model)
         return Mirror(self.model, self.input_size, front=self.front)
+
+    def fingerprint(self):
+        """Of everything that decides what the model makes of inputs, but for its name."""
+        config = {**self.model.get_config(), "name": None}
+        described = json.dumps(config, sort_keys=True, default=str)
+        return fingerprint([described.encode(), *self.model.get_weights(), self.mean_image])
 
     def prepare(self, picture, size):
         """What the network sees of a picture, and that as its inputs.

@@ -59,6 +59,8 @@ def occlusion(
 ):
     """Slide a square over PICTURES and see what the network makes of them: Figure 7.
 
+    Started again with the same settings, it goes on with the pictures that are not done.
+
     \b
     Example:
         zfkeras occlusion dog.jpg --label tench --output occlusion
@@ -91,9 +93,13 @@ def occlusion(
                 done += count
                 show(name, done, occluder.count)
 
-            found = occluder.slide(
-                seen, value, label=chosen[index], batch_size=batch_size, on_batch=on_batch
-            )
+            numbers = output / f"{name}.npz"
+            found = _already_found(numbers, occluder.fingerprint(seen, value, chosen[index]))
+            if found is None:
+                found = occluder.slide(
+                    seen, value, label=chosen[index], batch_size=batch_size, on_batch=on_batch
+                )
+                found.save(numbers)
             strength = np.array([maps[found.feature_map] for maps in strengths])
             others = [one for one in np.argsort(-strength) if one != index and strength[one] > 0]
             shown = np.stack([views[one] for one in (index, *others[:OTHERS])])
@@ -103,7 +109,6 @@ def occlusion(
             tiles = [rendering.draw_signed(one) for one in projections.projections]
             if others:
                 tiles[0] = rendering.outline(tiles[0], (0, 0, *extent), (0, 0, 0), FRAME)
-            found.save(output / f"{name}.npz")
             figure = plots.occlusion(found, seen, rendering.contact_sheet(tiles), names)
             plots.save(figure, output / f"{name}.png")
             lowest = found.probabilities[..., found.label]
@@ -114,6 +119,17 @@ def occlusion(
                 f"with the square at row {found.rows[row]}, column {found.columns[column]}"
             )
     click.echo(f"Wrote a figure and the numbers of {len(pictures)} pictures to {output}")
+
+
+def _already_found(path, fingerprint):
+    """What an earlier call found with the same picture, network and settings; None if nothing."""
+    from zfkeras import occlusion as occlusions
+
+    try:
+        found = occlusions.load(path)
+    except (ValueError, OSError):
+        return None
+    return found if found.fingerprint == fingerprint else None
 
 
 def _strengths(deconvnet, inputs, layer):
