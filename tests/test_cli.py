@@ -9,10 +9,12 @@ import click
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from click.testing import CliRunner
 from PIL import Image
 
 from zfkeras import cli
+from zfkeras.cli.errors import OneLineCommand, one_line_errors
 from zfkeras.cli.train import training_command
 from zfkeras.data import shapes
 from zfkeras.training.config import TrainingConfig
@@ -397,3 +399,19 @@ def test_commands_say_nothing_but_their_result(export_dir, picture, tmp_path):
 
     assert len(finished.stdout.splitlines()) == 2
     assert finished.stderr == ""
+
+
+def test_too_little_memory_and_tensorflow_s_errors_are_one_line():
+    @click.command(cls=OneLineCommand)
+    @click.argument("kind")
+    @one_line_errors
+    def fail(kind):
+        if kind == "memory":
+            raise MemoryError("Unable to allocate 3 TiB.")
+        tf.constant([1, 2]) + tf.constant([1, 2, 3])
+
+    messages = {"memory": "There is too little memory. Unable", "tensorflow": "shape"}
+    for kind, message in messages.items():
+        result = CliRunner().invoke(fail, [kind])
+        assert result.exit_code == 2
+        assert message in result.output and len(result.output.splitlines()) == 1

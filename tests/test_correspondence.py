@@ -90,6 +90,13 @@ def test_signs_are_compared_pair_by_pair(rng):
     np.testing.assert_allclose(changed_places(changes), changed, rtol=1e-6)
 
 
+def test_a_single_place_among_many_counts_as_one():
+    changes = np.zeros((2, 3_200_003), np.float32)
+    changes[0, 7] = 1
+    np.testing.assert_allclose(changed_places(changes), 1 / 3_200_003, rtol=1e-6)
+    np.testing.assert_allclose(sign_differences(changes), 1 / 3_200_003, rtol=1e-6)
+
+
 def test_random_masks_have_the_parts_sizes_and_depend_on_the_seed_only(trained, seen):
     probe = CorrespondenceProbe(trained, ("conv1",))
 
@@ -165,6 +172,8 @@ def test_parts_that_correspond_change_features_alike(shapes_run):
         (HEADINGS + "a,eye,1,2,0,4\n", "at least one pixel"),
         (HEADINGS + "a,eye,1,2,3,4\n", "'eye' is in one picture only. Expected at least two"),
         (HEADINGS + "a,eye,1,2,3,4\n" * 2 + "b,eye,1,2,3,4\n", "'eye' is there twice in a"),
+        (HEADINGS + "a,eye,1,2,3,4\n./a,eye,1,2,3,4\n", "in one picture only"),
+        (HEADINGS + "a,eye,1,2,3," + 5000 * "4" + "\n", "line 2: expected whole numbers"),
         (HEADINGS + "a,random,1,2,3,4\nb,random,1,2,3,4\n", "No part can be called 'random'"),
     ],
 )
@@ -213,6 +222,7 @@ def test_the_command_prints_table_1(export_dir, tmp_path, rng, monkeypatch):
     assert rows[0].split()[1] == f"{float(eye['mean']):.3f}"
     with Image.open("correspondence/masks.png") as sheet:
         assert sheet.size[1] == 2 * 29 + 4  # Two pictures, one above the other.
+    Path("dogs/correspondence.csv").write_text(Path("dogs/parts.csv").read_text())
     Path("dogs/far.csv").write_text(HEADINGS + "one.png,eye,45,20,9,9\ntwo.png,eye,20,20,9,9\n")
     Path("dogs/none.csv").write_text(HEADINGS + "one.png,eye,4,20,9,9\nno.png,eye,20,20,9,9\n")
     for wrong, message in (
@@ -220,6 +230,7 @@ def test_the_command_prints_table_1(export_dir, tmp_path, rng, monkeypatch):
         (["--parts", "dogs/none.csv"], "no.png"),
         (["--parts", "dogs/missing.csv"], "missing.csv"),
         (["--layers", "conv9"], "no layer 'conv9'"),
+        (["--output", "dogs", "--parts", "dogs/correspondence.csv"], "would be replaced"),
         (["--value", "green"], "`value` must be one of"),
     ):
         result = CliRunner().invoke(cli, [*command, *wrong])

@@ -59,8 +59,18 @@ def test_an_unknown_layer_is_refused_by_name(trained):
         Features(trained, ["conv7"])
 
 
-def test_a_model_without_rectification_has_no_first_layer():
+def test_without_rectification_layers_with_maps_count():
     inputs = keras.Input((8, 8, 3))
-    outputs = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(2, 3)(inputs))
-    with pytest.raises(ValueError, match="has no ReLU. Expected the names of layers"):
-        Features(from_keras(keras.Model(inputs, outputs)), ["first"])
+    maps = keras.layers.Conv2D(2, 3, activation="gelu", name="lower")(inputs)
+    maps = keras.layers.Conv2D(2, 3, activation="swish", name="upper")(maps)
+    outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D(name="mean")(maps))
+    features = Features(from_keras(keras.Model(inputs, outputs)), ["first", "last_maps", "last"])
+    assert features.layers == ("lower", "upper", "mean")
+
+
+def test_a_layer_that_is_called_as_a_word_is_that_layer():
+    inputs = keras.Input((8, 8, 3))
+    maps = keras.layers.Conv2D(2, 3, activation="relu", name="last")(inputs)
+    maps = keras.layers.Conv2D(2, 3, activation="relu", name="upper")(maps)
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(maps)))
+    assert Features(from_keras(model), ["last"]).layers == ("last",)

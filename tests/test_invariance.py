@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from conftest import random_model
 from PIL import Image
 
+from zfkeras import plots
 from zfkeras.cli import cli
 from zfkeras.invariance import InvarianceProbe, default_values, feature_distances
 from zfkeras.trained import Trained, from_keras
@@ -131,6 +132,8 @@ def test_the_command_writes_figure_and_numbers(export_dir, tmp_path, rng, monkey
         (["--layers", "conv7"], "no layer 'conv7'"),
         (["--transformations", "shear"], "Received: shear"),
         (["--rotation", "0:10"], "Expected FIRST:LAST:STEP"),
+        (["--rotation", "0:10:inf"], "Expected FIRST:LAST:STEP"),
+        (["--output", "one.png"], "one.png"),
         (["--rotation", "0:10:-1"], "Expected at most 10000 steps"),
         (["--scale", "0:1:0.5"], "Scales must be positive"),
         (["--border", "blur"], "one of gray, mean, edge, reflect or three numbers"),
@@ -140,3 +143,16 @@ def test_the_command_writes_figure_and_numbers(export_dir, tmp_path, rng, monkey
         assert result.exit_code == 2, result.output
         assert message in result.output
         assert len(result.output.splitlines()) == 1
+
+
+def test_one_step_is_a_point_and_many_pictures_are_told_apart(trained, square):
+    found = InvarianceProbe(trained, values={"rotation": [5.0]})([square] * 12)
+    names = [f"p${index}$" for index in range(12)]
+
+    figure = plots.invariance(found, {"rotation": square}, names, trained.names)
+    figure.draw_without_rendering()
+
+    lines = figure.axes[1].get_lines()
+    assert {line.get_marker() for line in lines} == {"o"}
+    looks = {(line.get_color(), line.get_linestyle()) for line in lines}
+    assert len(looks) == 12

@@ -53,8 +53,8 @@ STRATA = [
     ["deconvnet", "training.run"],
     ["training.loop", "export", "exemplars", "mirror"],
     ["demo", "trained"],
-    ["features", "gallery", "occlusion"],
-    ["correspondence", "invariance"],
+    ["features", "gallery"],
+    ["correspondence", "invariance", "occlusion"],
     ["evolution"],
     ["cli.errors", "cli.options", "cli.progress", "cli.startup"],
     [

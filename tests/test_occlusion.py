@@ -18,6 +18,8 @@ from zfkeras.cli.options import names_of_results
 from zfkeras.data.datasets import SYNSET_NAMES
 from zfkeras.data.images import fill_of
 from zfkeras.data.pictures import read_picture
+from zfkeras.graph import Graph
+from zfkeras.incremental import IncrementalPass
 from zfkeras.occlusion import Occluder, positions
 from zfkeras.trained import Trained, from_keras
 
@@ -102,6 +104,33 @@ def test_what_a_square_cannot_change_need_not_be_computed(architecture, size, st
     assert np.ptp(expected.probabilities[..., expected.label]) > 1e-3
 
 
+@pytest.mark.parametrize(("architecture", "size"), [(ALEXNET, 31), (ZFNET, 50), (ZFNET_SMALL, 9)])
+def test_partial_passes_equal_whole_ones_one_and_five_pixels_apart(architecture, size, rng):
+    trained, side = network(architecture), architecture.input_size[0]
+    graph, last = Graph(trained.model), architecture.input_size[0] - size
+    maps, outputs = tensors = [graph.tensors["conv5"], graph.outputs[0]]
+    rows = np.array([0, 1, 2, 3, 40, 45, 50, 55, last - 1, last])
+    columns = rng.permutation(rows)
+    partial = IncrementalPass(graph, tensors, rows, columns, size)
+    picture, square = (rng.normal(size=(n, n, 3)).astype(np.float32) for n in (side, size))
+    hidden = np.stack([picture] * len(rows))
+    for index, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        hidden[index, row : row + size, column : column + size] = square
+    which = tf.range(len(rows))
+
+    unchanged = partial.unchanged(tf.constant(picture[None]))
+    found = partial.run(unchanged, tf.constant(np.stack([square] * len(rows))), which)
+
+    expected = partial.unchanged(tf.constant(hidden))
+    np.testing.assert_allclose(found[outputs], expected[outputs], rtol=1e-4, atol=1e-4)
+    windows = [places.numpy() for places in partial.places(maps, which)]
+    for index in range(len(rows)):
+        put = unchanged[maps].numpy()[0]
+        put[np.ix_(windows[0][index], windows[1][index])] = found[maps][index]
+        np.testing.assert_allclose(put, expected[maps][index], rtol=1e-4, atol=1e-4)
+    assert np.ptp(expected[outputs].numpy(), axis=0).max() > 0.01
+
+
 @pytest.mark.parametrize("stride", [1, 5])
 def test_branches_and_a_softmax_of_its_own(rng, stride, monkeypatch):
     monkeypatch.setattr(occlusion, "LARGEST_SHARE", 1)
@@ -150,6 +179,105 @@ def test_pixels_that_no_filter_sees_change_nothing(rng):
         np.testing.assert_allclose(changed.probabilities, whole.probabilities, atol=1e-6)
         np.testing.assert_allclose(changed.activations, whole.activations, rtol=1e-5)
     np.testing.assert_allclose(changed.activations, changed.unoccluded_activation, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_layers_that_only_move_or_average_maps_keep_half_precision(rng, precision):
+    keras.utils.set_random_seed(1)
+    layers, policy = keras.layers, keras.DTypePolicy(precision)
+    inputs = keras.Input((40, 44, 3))
+    maps = layers.ZeroPadding2D(3, dtype=policy)(inputs)
+    maps = layers.Conv2D(6, 5, 2, activation="relu", dtype=policy)(maps)
+    pooled = layers.AveragePooling2D(2, padding="same", dtype=policy)(maps)
+    largest = layers.MaxPooling2D(2, padding="same", dtype=policy)(maps)
+    maps = layers.Concatenate(dtype=policy)([pooled, largest])
+    maps = layers.Cropping2D(1, dtype=policy)(maps)
+    maps = layers.Conv2D(6, 3, activation="relu", dtype=policy)(maps)
+    outputs = layers.Dense(4, activation="softmax", dtype="float32")(layers.Flatten()(maps))
+    trained = from_keras(keras.Model(inputs, outputs))
+    picture = rng.normal(size=(40, 44, 3)).astype(np.float32)
+
+    whole, changed = (
+        Occluder(trained, size=9, stride=7, incremental=incremental)(picture, np.ones(3))
+        for incremental in (False, True)
+    )
+
+    # Averages of half precision are rounded in one order or another.
+    np.testing.assert_allclose(changed.probabilities, whole.probabilities, atol=0.01)
+    np.testing.assert_allclose(changed.activations, whole.activations, rtol=0.01)
+    assert np.ptp(whole.probabilities[..., whole.label]) > 0.05
+
+
+def test_any_classifier_can_be_probed(rng, tmp_path, monkeypatch):
+    """Without any ReLU there are no projections, but the rest of Figure 7."""
+    monkeypatch.chdir(tmp_path)
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    inputs = keras.Input((20, 60, 3))
+    maps = layers.Conv2D(4, 3, activation="swish", name="lower")(layers.Rescaling(1 / 255)(inputs))
+    maps = layers.Conv2D(4, 3, activation="gelu", name="upper")(maps)
+    units = layers.Dense(5, activation="gelu", name="units")(layers.Flatten()(maps))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(units))
+    model.save("swish.keras")
+    Image.fromarray(rng.integers(0, 255, (60, 60, 3), np.uint8)).save("a.png")
+    command = ["occlusion", "a.png", "--model", "swish.keras"]
+
+    result = CliRunner().invoke(cli, command)
+
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("There are no projections. ")
+    with np.load("occlusion/a.npz") as found, Image.open("occlusion/a.png") as figure:
+        assert found["layer"] == "upper" and "projection" not in found
+        assert found["size"] == 13 and found["rows"].tolist() == [0, 2, 4, 6, 7]
+        assert figure.size[0] > 3 * figure.size[1]
+        seen = networks.load("swish.keras").prepare(read_picture("a.png"), (20, 60))[0]
+        hidden = seen.astype(np.float32)
+        hidden[-13:, -13:] = 124
+        np.testing.assert_allclose(
+            found["probabilities"][-1, -1], model(hidden[None])[0], atol=1e-5
+        )
+    # On a picture that is much longer than high, the share of the longer side would not fit.
+    assert Occluder(from_keras(model), "lower").size == 13
+    refused = CliRunner().invoke(cli, [*command, "--layer", "units"])
+    assert refused.exit_code == 2
+    assert refused.output == "Error: Layer 'units' has no maps. Expected another one.\n"
+
+
+def test_a_result_never_takes_the_place_of_a_picture(export_dir, tmp_path, rng):
+    picture = tmp_path / "a.png"
+    Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(picture)
+    before = picture.read_bytes()
+    command = ["occlusion", str(picture), "--model", str(export_dir), "--output", str(tmp_path)]
+
+    result = CliRunner().invoke(cli, command)
+
+    assert result.exit_code == 2
+    assert "a.png would be replaced. Expected another --output" in result.output
+    assert picture.read_bytes() == before and list(tmp_path.iterdir()) == [picture]
+    command[-1] = str(picture)
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 2 and len(result.output.splitlines()) == 1
+
+
+def test_names_are_drawn_as_they_stand_and_few_classes_by_name(trained, rng):
+    seen = rng.integers(0, 255, (29, 37, 3), np.uint8)
+    found = Occluder(trained, size=9, stride=4).slide(seen)
+    probabilities = rng.uniform(size=(*found.probabilities.shape[:2], 60)).astype(np.float32)
+    found = dataclasses.replace(found, probabilities=probabilities)
+    assert len(np.unique(found.classes)) > 25
+
+    figure = plots.occlusion(found, seen, None, [f"${index}_$^$" for index in range(60)])
+    figure.draw_without_rendering()
+
+    names = [text.get_text() for text in figure.axes[4].get_legend().get_texts()]
+    assert len(names) == 20 and names[-1].endswith(" others")
+    shown = figure.axes[4].collections[0].get_facecolor()
+    assert len(np.unique(shown, axis=0)) == 20
+
+    single = Occluder(trained, size=29, stride=40).slide(seen)
+    figure = plots.occlusion(single, seen, seen, tuple("abcd"))
+    cells = figure.axes[1].collections[0].get_coordinates()
+    assert cells[:, 0, 1].tolist() == [0, 29]
 
 
 def test_where_a_square_can_change_nearly_everything_it_all_is_computed(trained, caplog):
@@ -255,9 +383,15 @@ def test_what_was_found_can_be_kept(trained, rng, tmp_path):
     bias.assign(bias + 1)
     others.append(Occluder(trained, size=9, stride=8).fingerprint(seen, "gray", 1))
     assert len({again.fingerprint, *others}) == 7
+    whole = (tmp_path / "found.npz").read_bytes()
     (tmp_path / "other.npz").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="other.npz does not hold what occlusion found"):
-        occlusion.load(tmp_path / "other.npz")
+    flipped = bytes(255 - one for one in whole[120:160])
+    (tmp_path / "flipped.npz").write_bytes(whole[:120] + flipped + whole[160:])
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    for name in ("other", "flipped", "array"):
+        with pytest.raises(ValueError, match=f"{name}.npz does not hold what occlusion found"):
+            occlusion.load(tmp_path / f"{name}.npz")
 
 
 def test_a_model_without_probabilities_is_refused(picture, tiny):
@@ -349,6 +483,7 @@ def test_the_command_writes_figures_and_numbers(export_dir, tmp_path, rng, monke
         lowest = found["probabilities"][..., 2].min()
         assert f"down to {lowest:.1%}" in lines[1]
         assert figure.size[0] > 3 * figure.size[1]
+        assert found["projection"].shape == (29, 37, 3) and found["projection"].any()
     # What is done is not done again, unless it would be something else.
     same = [*command, "--size", "9", "--stride", "6", "--label", "gas pump", "--value"]
     Path("occlusion/one.npz").write_bytes(b"damaged")

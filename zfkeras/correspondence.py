@@ -13,8 +13,10 @@ likeness. Beyond the paper: the fraction of the places that at least one of two 
 of likeness alone.
 """
 
+import collections
 import csv
 import dataclasses
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +29,7 @@ from zfkeras.writing import replacing
 
 COLUMNS = ("picture", "part", "row", "column", "height", "width")
 RANDOM = "random"
+MOST_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,16 @@ def read_parts(path):
                 raise ValueError(f"{path} has no column {missing[0]}. Expected {_list(COLUMNS)}.")
             for line in table:
                 numbers = [line[name] for name in COLUMNS[2:]]
-                if not all(number and number.strip().isdecimal() for number in numbers):
+                if not all(number and number.strip().isdecimal() for number in numbers) or any(
+                    len(number.strip()) > MOST_DIGITS for number in numbers
+                ):
                     raise ValueError(
                         f"{path}, line {table.line_num}: expected whole numbers from 0 for "
-                        f"{_list(COLUMNS[2:])}. Received: {_list(map(str, numbers))}."
+                        f"{_list(COLUMNS[2:])}. Received: {_list(map(str, numbers))[:100]}."
                     )
-                part = Part(line["picture"], line["part"], *map(int, numbers))
+                # One picture may be written in several ways.
+                picture = line["picture"] and os.path.normpath(line["picture"])
+                part = Part(picture, line["part"], *map(int, numbers))
                 if not (part.picture and part.part and part.height and part.width):
                     raise ValueError(
                         f"{path}, line {table.line_num}: expected a picture, a part, and at least "
@@ -129,11 +136,11 @@ def require_pairs(parts):
         raise ValueError("There are no parts. Expected each in at least two pictures.")
     for part, boxes in by_part(parts).items():
         pictures = [one.picture for one in boxes]
-        if len(set(pictures)) < 2:
+        ((most, times),) = collections.Counter(pictures).most_common(1)
+        if times == len(pictures):
             raise ValueError(f"Part {part!r} is in one picture only. Expected at least two.")
-        twice = next((name for name in pictures if pictures.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"Part {part!r} is there twice in {twice}. Expected it once.")
+        if times > 1:
+            raise ValueError(f"Part {part!r} is there twice in {most}. Expected it once.")
         if part == RANDOM:
             raise ValueError(f"No part can be called {RANDOM!r}, as random masks are.")
 
@@ -201,8 +208,8 @@ def changed_places(changes):
     """Fractions of places that at least one of two changes has, ordered as `sign_differences`."""
     same = (np.reshape(changes, (len(changes), -1)) == 0).astype(np.float32)
     # Counts of places, which float32 holds exactly up to 16 million.
-    neither = (same @ same.T)[np.triu_indices(len(same), 1)] / same.shape[1]
-    return 1 - neither.astype(np.float64)
+    neither = (same @ same.T)[np.triu_indices(len(same), 1)].astype(np.float64)
+    return 1 - neither / same.shape[1]
 
 
 def random_boxes(sizes, extent, rng):
@@ -325,7 +332,7 @@ class CorrespondenceProbe:
             and last of all random masks.
         """
         rng = np.random.default_rng(seed)
-        # Signs only, a byte each: whatever the pictures are, they fit.
+        # Of all that is compared, a byte for every feature of every mask is kept.
         signs = {(layer, part): [] for layer in self.layers for part in boxes}
         for index, (picture, pixels) in enumerate(seen.items()):
             for part, places in boxes.items():
@@ -334,14 +341,19 @@ class CorrespondenceProbe:
                 top, left, bottom, right = places[picture]
                 sizes = [(bottom - top, right - left)] * draws
                 masks = [places[picture], *random_boxes(sizes, self.extent, rng)]
-                for layer, changed in self.changes(pixels, masks, batch_size).items():
-                    signs[layer, part].append(np.sign(changed).astype(np.int8))
+                of_picture = {layer: [] for layer in self.layers}
+                for first in range(0, len(masks), batch_size):
+                    changes = self.changes(pixels, masks[first : first + batch_size], batch_size)
+                    for layer, changed in changes.items():
+                        of_picture[layer].append(np.sign(changed).astype(np.int8))
+                for layer, batches in of_picture.items():
+                    signs[layer, part].append(np.concatenate(batches))
             on_picture(index + 1, len(seen))
         found = []
         for layer in self.layers:
             at_random = []
             for part in boxes:
-                changes = np.stack(signs[layer, part])  # Pictures, masks, and features.
+                changes = np.stack(signs.pop((layer, part)))  # Pictures, masks, and features.
                 of_part, *of_random = (changes[:, mask] for mask in range(draws + 1))
                 found.append(_consistency(layer, part, None, [of_part]))
                 if draws:

@@ -10,9 +10,7 @@ class Features:
 
     Args:
         trained: A `zfkeras.trained.Trained` network.
-        layers: Names of layers. `"first"` stands for the first layer that is rectified,
-            `"last_maps"` for the last one that is rectified and has maps, and `"last"` for what
-            the last layer with weights takes: layers 1, 5 and 7 of the paper's network.
+        layers: Names of layers, or what `find_layer` takes for names.
 
     Attributes:
         layers: Their names, each once.
@@ -26,14 +24,7 @@ class Features:
         self._trained = trained
         self._graph = graph = Graph(trained.model, trained.input_size, front=trained.front)
         self.input_shape = graph.input_shape
-        named = {"first": _first, "last_maps": _last_maps, "last": _last}
-        chosen = [named[layer](graph) if layer in named else layer for layer in layers]
-        for layer in chosen:
-            if layer not in graph.tensors:
-                raise ValueError(
-                    f"There is no layer {layer!r}. Expected one of {', '.join(graph.tensors)}."
-                )
-        self.layers = tuple(dict.fromkeys(chosen))
+        self.layers = tuple(dict.fromkeys(find_layer(graph, layer) for layer in layers))
         self._tensors = [graph.tensors[layer] for layer in self.layers]
         self._steps = graph.steps_to([*self._tensors, graph.outputs[0]])
         self._steps_to_layers = graph.steps_to(self._tensors)
@@ -60,20 +51,64 @@ class Features:
         return [tf.cast(tensors[number], tf.float32) for number in self._tensors]
 
 
+def find_layer(graph, layer):
+    """The name of a layer.
+
+    Args:
+        graph: A `zfkeras.graph.Graph`.
+        layer: The name of one; or `"first"`, the first that is rectified, `"last_maps"`, the last
+            that is rectified and has maps, or `"last"`, what the last layer with weights takes:
+            layers 1, 5 and 7 of the paper's network. Where nothing is rectified, the first and the
+            last that have maps.
+
+    Raises:
+        ValueError: If there is none; the message lists what there is.
+    """
+    found = layer
+    if layer not in graph.tensors:
+        found = {"first": _first, "last_maps": _last_maps, "last": _last}.get(layer)
+        found = found and found(graph)
+    if found is None:
+        raise ValueError(
+            f"There is no layer {layer!r}. Expected one of {', '.join(graph.tensors)}."
+        )
+    return found
+
+
 def _first(graph):
-    return _rectified(graph.steps)
+    rectified = _rectified(graph)
+    return rectified[0] if rectified else next(iter(_with_maps(graph)), None)
 
 
 def _last_maps(graph):
-    steps = [step for step in graph.steps if len(graph.shapes.get(step.result, ())) == 3]
-    return _rectified(reversed(steps))
+    rectified = _rectified(graph, maps=True)
+    return next(reversed(rectified or _with_maps(graph)), None)
 
 
-def _rectified(steps):
-    for step in steps:
-        if step.primitive is not None and step.primitive.rule == "rectification":
-            return step.layer
-    raise ValueError("The model has no ReLU. Expected the names of layers.")
+def _rectified(graph, maps=False):
+    """Layers that are rectified, or only those of them that have maps, lowest first."""
+    return [
+        step.layer
+        for step in graph.steps
+        if _rectifies(step) and (not maps or len(graph.shapes.get(step.result, ())) == 3)
+    ]
+
+
+def _rectifies(step):
+    return step.primitive is not None and step.primitive.rule == "rectification"
+
+
+def _with_maps(graph):
+    """Layers that have maps, whatever is done to them, lowest first."""
+    steps, shapes = graph.steps_to(graph.outputs), {}
+
+    def trace(inputs):
+        for number, tensor in graph.run(steps, inputs).items():
+            shapes[number] = tensor.shape
+
+    spec = tf.TensorSpec((None, *graph.input_shape), tf.float32)
+    tf.function(trace, (spec,), autograph=False).get_concrete_function()
+    return [step.layer for step in steps if len(shapes[step.result]) == 4]
 
 
 def _last(graph):

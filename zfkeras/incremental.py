@@ -47,7 +47,7 @@ class IncrementalPass:
                 computed += shape[2] * (
                     np.prod(shape[:2]) if windows is None else windows[0][1] * windows[1][1]
                 )
-        return computed / max(total, 1)
+        return computed / total if total else 1.0
 
     def unchanged(self, inputs):
         """All tensors of the picture as it is, `inputs` float32 `(1, height, width, channels)`."""
@@ -66,7 +66,9 @@ class IncrementalPass:
         """
         values = {INPUT: squares}
         for step in self._steps:
-            values[step.result] = self._run(step, values, unchanged, which)
+            # Layers of half precision cast what windows of them leave as it is.
+            made = self._run(step, values, unchanged, which)
+            values[step.result] = tf.cast(made, unchanged[step.result].dtype)
         return values
 
     def places(self, tensor, which):

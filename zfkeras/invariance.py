@@ -33,7 +33,8 @@ class Invariance:
         labels: int `(pictures,)`, the class whose probability is of interest.
         values: `{transformation: float (steps,)}`, in pixels, times, or degrees.
         distances: `{transformation: float32 (pictures, layers, steps)}`, from the features of the
-            untransformed picture. Not a number where these are zero and distances relative.
+            untransformed picture. Not a number where all features of one of the two are zero, but
+            for the normalization `"none"`.
         probabilities: `{transformation: float32 (pictures, steps)}`, of the class.
     """
 

@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import tensorflow as tf
 
 from zfkeras import ops
 from zfkeras.data.images import centre_crop, fill_of
+from zfkeras.features import find_layer
 from zfkeras.fingerprint import fingerprint
 from zfkeras.graph import Graph
 from zfkeras.incremental import IncrementalPass
@@ -71,14 +73,14 @@ class Sensitivity:
         """The most probable class at every position, int64 `(vertical, horizontal)`."""
         return self.probabilities.argmax(axis=2)
 
-    def save(self, path):
-        """Writes all arrays into one `.npz` file."""
+    def save(self, path, **more):
+        """Writes all arrays, and more if given, into one `.npz` file."""
         with replacing(path) as beside:
-            self.write(beside)
+            self.write(beside, **more)
 
-    def write(self, file):
-        """Writes all arrays, as `.npz`, to a path or a binary file object."""
-        np.savez_compressed(file, **dataclasses.asdict(self), classes=self.classes)
+    def write(self, file, **more):
+        """As `save`, to a path or a binary file object, at once."""
+        np.savez_compressed(file, **dataclasses.asdict(self), classes=self.classes, **more)
 
 
 def load(path):
@@ -94,7 +96,7 @@ def load(path):
             return Sensitivity(
                 **{field.name: arrays[field.name][()] for field in dataclasses.fields(Sensitivity)}
             )
-    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} does not hold what occlusion found.") from error
 
 
@@ -128,8 +130,8 @@ class Occluder:
 
     Args:
         trained: A `zfkeras.trained.Trained` network that gives probabilities.
-        layer: Name of the layer whose strongest map is watched; the highest that is rectified and
-            has maps if None.
+        layer: Name of the layer whose strongest map is watched; if None the highest that has maps,
+            rectified ones if there are any.
         size, stride: Of the square, in pixels; Figure 7's share of the longer side if None.
         cover: As in `positions`.
         incremental: Whether to compute only what a square can change, where that is less work.
@@ -142,10 +144,10 @@ class Occluder:
         self._trained = trained
         self._graph = graph = Graph(trained.model, trained.input_size, front=trained.front)
         *extent, _ = graph.input_shape
-        deconvnet = trained.deconvnet()
-        self.layer = layer or deconvnet.feature_layers[-1]
-        deconvnet.feature_map_count(self.layer)  # Names the layers if this is none of them.
-        self.size = round(SIZE * max(extent)) if size is None else size
+        self.layer = find_layer(graph, layer or "last_maps")
+        self.extent = tuple(extent)
+        default = min(max(round(SIZE * max(extent)), 1), *extent)
+        self.size = default if size is None else size
         stride = max(round(STRIDE * max(extent)), 1) if stride is None else stride
         self.rows, self.columns = (positions(side, self.size, stride, cover) for side in extent)
         self.names = trained.names
@@ -165,6 +167,10 @@ class Occluder:
                 100 * self._pass.share,
             )
         self._look = tf.function(self._look_at, autograph=False)
+        spec = tf.TensorSpec((1, *graph.input_shape), tf.float32)
+        tensors = self._look.get_concrete_function(spec).structured_outputs
+        if len(tensors[self._maps].shape) != 4:
+            raise ValueError(f"Layer {self.layer!r} has no maps. Expected another one.")
         sweep = self._changed if self.incremental else self._whole
         self._sweep = tf.function(sweep, autograph=False, reduce_retracing=True)
 
@@ -172,6 +178,11 @@ class Occluder:
     def count(self):
         """How many positions there are."""
         return len(self._all_rows)
+
+    def strengths(self, seen):
+        """The strongest activation of every map of the layer in a picture, float32 `(maps,)`."""
+        maps = self._look(tf.constant(seen - self._mean_image)[None])[self._maps]
+        return tf.reduce_max(tf.cast(maps, tf.float32), (0, 1, 2)).numpy()
 
     def slide(self, seen, value="gray", **options):
         """Slides the square over one picture as the network sees it.

@@ -9,6 +9,9 @@ from zfkeras.writing import replacing
 
 # More names than this do not fit beside an axis.
 MOST_NAMES = 40
+# Of the classes of one map, colours that can be told apart; and what all others share.
+MOST_COLOURS, OTHERS = 19, (0.85, 0.85, 0.85)
+LINES = ("-", "--", ":", "-.")
 
 
 def confusion(counts, class_names):
@@ -71,60 +74,66 @@ def occlusion(sensitivity, seen, projection, class_names):
     Args:
         sensitivity: A `zfkeras.occlusion.Sensitivity`.
         seen: uint8 `(height, width, 3)`, the picture as the network sees it.
-        projection: uint8 `(any, any, 3)`, the watched map's projection or a sheet of several.
+        projection: uint8 `(any, any, 3)`, the watched map's projection or a sheet of several; None
+            where the layer cannot be projected.
         class_names: Name of each class.
 
     Returns:
         A matplotlib `Figure` of five panels. A position is drawn where its square's middle is.
     """
-    found = sensitivity
+    found, class_names = sensitivity, [_plain(name) for name in class_names]
+    layer = _plain(found.layer)
     figure = Figure((19, 4), layout="constrained")
     picture, activity, projected, probability, classes = figure.subplots(1, 5)
     # Halfway between the middles of neighbouring squares; the last step may be a shorter one.
-    edges = [_between(starts + found.size / 2) for starts in (found.columns, found.rows)]
+    edges = [_between(starts, found.size) for starts in (found.columns, found.rows)]
     square = Rectangle((0, 0), found.size, found.size, color="0.5")
     picture.imshow(seen)
     picture.add_patch(square)
     picture.set_title(class_names[found.label])
     picture.set_xlabel(f"the square is {found.size} pixels wide")
-    projected.imshow(projection)
     projected.set(xticks=(), yticks=())
-    projected.set_title(f"projection of {found.layer}, map {found.feature_map}")
-    activations = found.activations, f"{found.layer}, map {found.feature_map}: sum", None
+    if projection is None:
+        projected.set_axis_off()
+    else:
+        projected.imshow(projection)
+        projected.set_title(f"projection of {layer}, map {found.feature_map}")
+    activations = found.activations, f"{layer}, map {found.feature_map}: sum", None
     of_class = found.probabilities[..., found.label], f"p({class_names[found.label]})", 0
     for axes, (values, title, lowest) in ((activity, activations), (probability, of_class)):
         shown = axes.pcolormesh(*edges, values, vmin=lowest, cmap="viridis")
         figure.colorbar(shown, ax=axes, shrink=0.8)
         axes.set_title(title)
-    # Each class has one colour, and the legend only those that come up.
-    seen_classes, numbered = np.unique(found.classes, return_inverse=True)
-    colours = colormaps["tab20"](np.arange(len(seen_classes)) % 20)
-    classes.pcolormesh(*edges, colours[numbered.reshape(found.classes.shape)])
+    # Each class that comes up often has a colour of its own, all others one together.
+    labels, counts = np.unique(found.classes, return_counts=True)
+    named = np.sort(labels[np.argsort(-counts, kind="stable")[:MOST_COLOURS]])
+    colours = dict(zip(named.tolist(), colormaps["tab20"].colors, strict=False))
+    coloured = [[colours.get(label, OTHERS) for label in row] for row in found.classes.tolist()]
+    classes.pcolormesh(*edges, np.array(coloured))
     classes.set_title("most probable class")
-    classes.legend(
-        handles=[
-            Patch(color=colour, label=class_names[label])
-            for colour, label in zip(colours, seen_classes, strict=True)
-        ],
-        loc="center left",
-        bbox_to_anchor=(1, 0.5),
-    )
+    handles = [Patch(color=colour, label=class_names[one]) for one, colour in colours.items()]
+    if len(labels) > len(named):
+        handles.append(Patch(color=OTHERS, label=f"{len(labels) - len(named)} others"))
+    classes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     for axes in (picture, activity, probability, classes):
         axes.set(xlim=(0, seen.shape[1]), ylim=(seen.shape[0], 0), xticks=(), yticks=())
         axes.set_aspect("equal")
     return figure
 
 
-def _between(middles):
-    """Edges of cells around rising middles, one more than these."""
+def _plain(text):
+    """Text that is drawn as it stands: a pair of dollar signs would make it a formula."""
+    return text.replace("$", r"\$")
+
+
+def _between(starts, size):
+    """Edges of cells around the middles of squares, one more than these."""
+    middles = starts + size / 2
     inner = (middles[1:] + middles[:-1]) / 2
     first, last = (
         (2 * middles[0] - inner[0], 2 * middles[-1] - inner[-1])
         if len(inner)
-        else (
-            middles[0] - 0.5,
-            middles[0] + 0.5,
-        )
+        else (middles[0] - size / 2, middles[0] + size / 2)
     )
     return np.concatenate([[first], inner, [last]])
 
@@ -158,23 +167,28 @@ def invariance(found, strips, picture_names, class_names):
     figure = Figure((4.6 * columns, 3.4 * len(kinds) + 0.7), layout="constrained")
     panels = figure.subplots(len(kinds), columns, squeeze=False)
     legend = [
-        f"{name}: {class_names[label]}"
+        _plain(f"{name}: {class_names[label]}")
         for name, label in zip(picture_names, found.labels, strict=True)
     ]
-    panels[0, 0].set_title(picture_names[0])
+    panels[0, 0].set_title(_plain(picture_names[0]))
     for row, kind in zip(panels, kinds, strict=True):
         row[0].imshow(strips[kind])
         row[0].set(xticks=(), yticks=(), xlabel=AXES_OF_TRANSFORMATIONS[kind])
         curves = [*found.distances[kind].swapaxes(0, 1), found.probabilities[kind]]
-        titles = [*found.layers, "probability of the class"]
+        titles = [*map(_plain, found.layers), "probability of the class"]
         for axes, values, title in zip(row[1:], curves, titles, strict=True):
-            lines = axes.plot(found.values[kind], values.T)
+            # Colours come again after ten pictures. A single step is a point.
+            marker = "o" if values.shape[1] == 1 else None
+            lines = axes.plot(found.values[kind], values.T, marker=marker)
+            for index, line in enumerate(lines):
+                line.set_linestyle(LINES[index // 10 % len(LINES)])
             axes.set(xlabel=AXES_OF_TRANSFORMATIONS[kind], title=title)
             axes.set_ylim(0, 1.02 if axes is row[-1] else None)
-            axes.margins(x=0)
+            axes.margins(x=0 if values.shape[1] > 1 else None)
         for axes in row[1:-1]:
             axes.set_ylabel(UNITS_OF_DISTANCES[found.normalization])
-    figure.legend(lines, legend, loc="outside lower center", ncols=min(len(legend), 5))
+    if len(legend) <= MOST_NAMES:
+        figure.legend(lines, legend, loc="outside lower center", ncols=min(len(legend), 5))
     return figure
 
 

@@ -97,6 +97,8 @@ class Trained:
                 f"Model {self.model.name!r} gives no probabilities of classes. "
                 f"Received: outputs of shape {self.model.output_shape}."
             )
+        if self.model.output_shape[-1] is None:
+            raise ValueError(f"Model {self.model.name!r} leaves the number of its classes open.")
         return self.class_names or tuple(map(str, range(self.model.output_shape[-1])))
 
     def probabilities(self, outputs):

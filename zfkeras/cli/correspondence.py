@@ -11,10 +11,13 @@ from zfkeras.cli.options import (
     layers_option,
     model_option,
     output_option,
+    prepare_output,
     word_or_colour,
 )
 from zfkeras.cli.progress import Stages
 from zfkeras.cli.startup import import_tensorflow
+
+MOST_DRAWS = 1000
 
 
 @click.command(cls=OneLineCommand)
@@ -32,7 +35,7 @@ from zfkeras.cli.startup import import_tensorflow
     type=click.Path(path_type=Path),
     help="Folder that the names of pictures start from.  [that of the parts]",
 )
-@layers_option
+@layers_option("the last with maps and the last")
 @click.option(
     "--value",
     default="gray",
@@ -42,7 +45,7 @@ from zfkeras.cli.startup import import_tensorflow
 )
 @click.option(
     "--draws",
-    type=click.IntRange(0),
+    type=click.IntRange(0, MOST_DRAWS),
     default=10,
     show_default=True,
     help="Random masks to every part of every picture.",
@@ -78,6 +81,8 @@ def correspondence(
 
     parts = correspondences.read_parts(parts_file)
     folder = parts_file.parent if folder is None else folder
+    pictures = {folder / one.picture for one in parts}
+    prepare_output(output, ("correspondence.csv", "masks.png"), (parts_file, *pictures))
     network = trained.load(model_path, preprocessing, input_size)
     probe = correspondences.CorrespondenceProbe(network, layers or ("last_maps", "last"), value)
     seen, boxes = probe.look(parts, lambda name: read_picture(folder / name))

@@ -1,6 +1,7 @@
 """How commands speak of what went wrong: one line, exit code 2, no traceback."""
 
 import functools
+import sys
 
 import click
 
@@ -32,5 +33,13 @@ def one_line_errors(command):
             raise OneLineError(error.format_message()) from error
         except (ValueError, OSError) as error:
             raise OneLineError(" ".join(str(error).split())) from error
+        except MemoryError as error:
+            raise OneLineError(f"There is too little memory. {error}".strip()) from error
+        except Exception as error:
+            # Not imported here, where most commands have not needed it yet.
+            tensorflow = sys.modules.get("tensorflow")
+            if tensorflow is None or not isinstance(error, tensorflow.errors.OpError):
+                raise
+            raise OneLineError(f"TensorFlow: {' '.join(error.message.split())[:300]}") from error
 
     return guarded

@@ -19,7 +19,7 @@ from zfkeras.cli.startup import import_tensorflow
     type=click.Path(path_type=Path),
     help="Folder of the figures and numbers; a second start with the same one goes on.",
 )
-@layers_option
+@layers_option()
 @click.option("--maps", metavar="N,N,...", callback=numbers, help="These feature maps.  [random]")
 @click.option(
     "--count",

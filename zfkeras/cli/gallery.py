@@ -20,7 +20,7 @@ from zfkeras.cli.startup import import_tensorflow
     type=click.Path(path_type=Path),
     help="Folder of the gallery; a second start with the same one goes on.",
 )
-@layers_option
+@layers_option()
 @click.option("--top", type=click.IntRange(1), default=9, show_default=True, help="Of each map.")
 @click.option(
     "--repeats",

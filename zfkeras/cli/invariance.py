@@ -16,6 +16,7 @@ from zfkeras.cli.options import (
     names,
     names_of_results,
     output_option,
+    prepare_output,
     word_or_colour,
 )
 from zfkeras.cli.progress import Stages
@@ -32,6 +33,8 @@ def steps(context, parameter, text):
     try:
         first, last, step = (float(part) for part in text.split(":"))
         count = (last - first) / step
+        if not np.isfinite([first, last, step]).all():
+            raise ValueError("A number is infinite or none.")
     except (ValueError, ZeroDivisionError) as error:
         raise click.BadParameter(f"Expected FIRST:LAST:STEP. Received: {text}.") from error
     if not 0 <= count < MOST_STEPS:
@@ -45,7 +48,7 @@ def steps(context, parameter, text):
 @click.command(cls=OneLineCommand)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_option("Training run, exported model or .keras file.")
-@layers_option
+@layers_option("the first and the last")
 @labels_option
 @click.option(
     "--transformations",
@@ -108,6 +111,8 @@ def invariance(
     Example:
         zfkeras invariance dog.jpg truck.jpg --layers conv1,fc7 --output invariance
     """
+    results = [f"invariance.{suffix}" for suffix in ("npz", "csv", "png")]
+    prepare_output(output, results, pictures)
     import_tensorflow()
     from zfkeras import plots, rendering, trained
     from zfkeras.data.pictures import read_picture

@@ -13,13 +13,14 @@ from zfkeras.cli.options import (
     model_option,
     names_of_results,
     output_option,
+    prepare_output,
     word_or_colour,
 )
 from zfkeras.cli.progress import Stages
 from zfkeras.cli.startup import import_tensorflow
 
 # As in Figure 7: the map's projection from so many other pictures, that of this one framed.
-OTHERS, FRAME = 3, 3
+OTHERS, FRAME, BLACK = 3, 3, (0, 0, 0)
 
 
 @click.command(cls=OneLineCommand)
@@ -71,21 +72,25 @@ def occlusion(
     from zfkeras.data.images import centre_crop
     from zfkeras.data.pictures import read_picture
 
+    titles = names_of_results(pictures)
+    prepare_output(output, [f"{one}.{end}" for one in titles for end in ("npz", "png")], pictures)
     network = trained.load(model_path, preprocessing, input_size)
-    deconvnet = network.deconvnet()
-    extent = deconvnet.input_shape[:2]
     occluder = occlusions.Occluder(network, layer, size, stride, cover)
     names = occluder.names
     chosen = class_numbers(labels, names, len(pictures))
-    mean_image = centre_crop(network.mean_image, extent)
+    mean_image = centre_crop(network.mean_image, occluder.extent)
     # Pictures as they come may be large; of each only what the network sees is kept.
-    views = [network.prepare(read_picture(path), extent)[0] for path in pictures]
-    strengths = [_strengths(deconvnet, seen - mean_image, occluder.layer) for seen in views]
+    views = [network.prepare(read_picture(path), occluder.extent)[0] for path in pictures]
+    strengths = np.stack([occluder.strengths(seen) for seen in views])
+    try:
+        deconvnet = network.deconvnet()
+        deconvnet.feature_map_count(occluder.layer)
+    except ValueError as error:
+        # Any classifier has the rest of Figure 7.
+        deconvnet = None
+        click.echo(f"There are no projections. {error}")
     with Stages() as show:
-        for index, (path, name) in enumerate(
-            zip(pictures, names_of_results(pictures), strict=True)
-        ):
-            seen = views[index]
+        for index, (path, name, seen) in enumerate(zip(pictures, titles, views, strict=True)):
             done = 0
 
             def on_batch(count, name=name):
@@ -99,17 +104,21 @@ def occlusion(
                 found = occluder.slide(
                     seen, value, label=chosen[index], batch_size=batch_size, on_batch=on_batch
                 )
-                found.save(numbers)
-            strength = np.array([maps[found.feature_map] for maps in strengths])
-            others = [one for one in np.argsort(-strength) if one != index and strength[one] > 0]
-            shown = np.stack([views[one] for one in (index, *others[:OTHERS])])
-            projections = deconvnet.project_feature_maps(
-                shown - mean_image, found.layer, np.full(len(shown), found.feature_map)
-            )
-            tiles = [rendering.draw_signed(one) for one in projections.projections]
-            if others:
-                tiles[0] = rendering.outline(tiles[0], (0, 0, *extent), (0, 0, 0), FRAME)
-            figure = plots.occlusion(found, seen, rendering.contact_sheet(tiles), names)
+            projected, sheet = {}, None
+            if deconvnet is not None:
+                strength = strengths[:, found.feature_map]
+                ranked = [
+                    one for one in np.argsort(-strength) if one != index and strength[one] > 0
+                ]
+                shown = np.stack([views[one] for one in (index, *ranked[:OTHERS])]) - mean_image
+                maps = np.full(len(shown), found.feature_map)
+                projections = deconvnet.project_feature_maps(shown, found.layer, maps).projections
+                tiles = [rendering.draw_signed(one) for one in projections]
+                if len(tiles) > 1:
+                    tiles[0] = rendering.outline(tiles[0], (0, 0, *occluder.extent), BLACK, FRAME)
+                projected, sheet = {"projection": projections[0]}, rendering.contact_sheet(tiles)
+            found.save(numbers, **projected)
+            figure = plots.occlusion(found, seen, sheet, names)
             plots.save(figure, output / f"{name}.png")
             lowest = found.probabilities[..., found.label]
             row, column = (int(one) for one in divmod(lowest.argmin(), lowest.shape[1]))
@@ -130,8 +139,3 @@ def _already_found(path, fingerprint):
     except (ValueError, OSError):
         return None
     return found if found.fingerprint == fingerprint else None
-
-
-def _strengths(deconvnet, inputs, layer):
-    """The strongest activation of every map of a layer in one picture, `(maps,)`."""
-    return deconvnet.rectified_maps(inputs[None], [layer])[layer].numpy().max(axis=(0, 1, 2))

@@ -94,9 +94,28 @@ def numbers(context, parameter, value):
         raise click.BadParameter(f"Expected numbers such as 1,2,5. Received: {value}.") from error
 
 
-layers_option = click.option(
-    "--layers", metavar="NAME,NAME,...", callback=names, help="Only these layers.  [all]"
-)
+def layers_option(default="all"):
+    return click.option(
+        "--layers",
+        metavar="NAME,NAME,...",
+        callback=names,
+        help=f"Only these layers.  [{default}]",
+    )
+
+
+def prepare_output(folder, names, inputs):
+    """Makes the folder of results, before there are any to lose.
+
+    Raises:
+        ValueError: If a result of one of the names would take the place of an input.
+        OSError: If it cannot be made.
+    """
+    given = {path.resolve() for path in inputs}
+    for name in names:
+        if (folder / name).resolve() in given:
+            raise ValueError(f"{folder / name} would be replaced. Expected another --output.")
+    folder.mkdir(parents=True, exist_ok=True)
+
 
 labels_option = click.option(
     "--label",
