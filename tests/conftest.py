@@ -20,6 +20,7 @@ from zfkeras import export
 from zfkeras.architecture import Architecture, Block, Contrast, Dense, Filtering, Pooling
 from zfkeras.architecture import Rectification as Rectified
 from zfkeras.models import ZFNet
+from zfkeras.trained import Trained
 from zfkeras.training.config import TrainingConfig
 from zfkeras.training.evaluation import Errors
 from zfkeras.training.loop import Run
@@ -82,6 +83,13 @@ def tiny():
 @pytest.fixture
 def tiny_model(tiny):
     return random_model(tiny)
+
+
+@pytest.fixture
+def trained(tiny, rng):
+    """The tiny network with a mean image, as it comes from a training run."""
+    mean_image = rng.uniform(90, 160, (41, 41, 3)).astype(np.float32)
+    return Trained(random_model(tiny), mean_image, ("cat", "dog", "gas pump", "tench"))
 
 
 def random_model(architecture, num_classes=4, **options):

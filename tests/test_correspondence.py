@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, random_model
+from conftest import ROOT
 from PIL import Image
 
 from zfkeras import trained as networks
@@ -23,15 +23,8 @@ from zfkeras.correspondence import (
 from zfkeras.data import shapes
 from zfkeras.data.images import centre_crop
 from zfkeras.data.pictures import read_picture
-from zfkeras.trained import Trained
 
 HEADINGS = "picture,part,row,column,height,width\n"
-
-
-@pytest.fixture
-def trained(tiny, rng):
-    mean_image = rng.uniform(90, 160, (41, 41, 3)).astype(np.float32)
-    return Trained(random_model(tiny), mean_image, ("cat", "dog", "gas pump", "tench"))
 
 
 @pytest.fixture

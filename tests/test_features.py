@@ -8,11 +8,6 @@ from zfkeras.features import Features
 from zfkeras.trained import Trained, from_keras
 
 
-@pytest.fixture
-def trained(tiny):
-    return Trained(random_model(tiny), np.zeros((37, 37, 3), np.float32), tuple("abcd"))
-
-
 def test_features_are_what_the_layers_make(trained, rng):
     inputs = tf.constant(rng.normal(size=(2, 29, 37, 3)), tf.float32)
     model = trained.model

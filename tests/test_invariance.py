@@ -5,19 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
-from conftest import random_model
 from PIL import Image
 
 from zfkeras import plots
 from zfkeras.cli import cli
 from zfkeras.invariance import InvarianceProbe, default_values, feature_distances
-from zfkeras.trained import Trained, from_keras
-
-
-@pytest.fixture
-def trained(tiny, rng):
-    mean_image = rng.uniform(90, 160, (41, 41, 3)).astype(np.float32)
-    return Trained(random_model(tiny), mean_image, ("cat", "dog", "gas pump", "tench"))
+from zfkeras.trained import from_keras
 
 
 @pytest.fixture

@@ -285,27 +285,20 @@ class CorrespondenceProbe:
         hidden[top:bottom, left:right] = fill[top:bottom, left:right]
         return hidden
 
-    def changes(self, seen, boxes, batch_size=32):
-        """What masks change of one picture's features.
+    def changes(self, seen, boxes):
+        """What masks change of one picture's features, all in one batch.
 
         Args:
             seen: As in `masked`.
             boxes: `(top, left, bottom, right)` each.
-            batch_size: Masks at a time.
 
         Returns:
             `{layer: float32 (count, ...)}`: features of the picture minus those with the mask.
         """
-        found = {layer: [] for layer in self.layers}
-        untouched = seen.astype(np.float32)
-        for first in range(0, len(boxes), batch_size):
-            hidden = [self.masked(seen, box) for box in boxes[first : first + batch_size]]
-            # The picture as it is goes along with every batch, so that what does not change is
-            # zero exactly.
-            batch = self._look(tf.constant(np.stack([untouched, *hidden]) - self._mean_image))
-            for layer, changed in zip(self.layers, batch, strict=True):
-                found[layer].append(changed.numpy())
-        return {layer: np.concatenate(batches) for layer, batches in found.items()}
+        # The picture as it is goes along, so that what does not change is zero exactly.
+        pictures = [seen.astype(np.float32), *(self.masked(seen, box) for box in boxes)]
+        found = self._look(tf.constant(np.stack(pictures) - self._mean_image))
+        return {layer: one.numpy() for layer, one in zip(self.layers, found, strict=True)}
 
     def __call__(
         self,
@@ -343,7 +336,7 @@ class CorrespondenceProbe:
                 masks = [places[picture], *random_boxes(sizes, self.extent, rng)]
                 of_picture = {layer: [] for layer in self.layers}
                 for first in range(0, len(masks), batch_size):
-                    changes = self.changes(pixels, masks[first : first + batch_size], batch_size)
+                    changes = self.changes(pixels, masks[first : first + batch_size])
                     for layer, changed in changes.items():
                         of_picture[layer].append(np.sign(changed).astype(np.int8))
                 for layer, batches in of_picture.items():

@@ -4,6 +4,10 @@ import tensorflow as tf
 
 from zfkeras.graph import Graph
 
+WEIGHTED = ("Dense", "Conv2D", "EinsumDense")
+# What only passes numbers on has no features of its own.
+PASSING = ("Dropout", "ReplicaDropout", "SpatialDropout2D", "Flatten", "Reshape", "Identity")
+
 
 class Features:
     """Features of several layers, and the probabilities if the network gives any.
@@ -100,21 +104,14 @@ def _rectifies(step):
 
 def _with_maps(graph):
     """Layers that have maps, whatever is done to them, lowest first."""
-    steps, shapes = graph.steps_to(graph.outputs), {}
-
-    def trace(inputs):
-        for number, tensor in graph.run(steps, inputs).items():
-            shapes[number] = tensor.shape
-
-    spec = tf.TensorSpec((None, *graph.input_shape), tf.float32)
-    tf.function(trace, (spec,), autograph=False).get_concrete_function()
-    return [step.layer for step in steps if len(shapes[step.result]) == 4]
+    steps = graph.steps_to(graph.outputs)
+    shapes = graph.find_shapes(steps)
+    return [step.layer for step in steps if len(shapes[step.result]) == 3]
 
 
 def _last(graph):
     makers = {step.result: step for step in graph.steps_to(graph.outputs)}
     number, weighted = graph.outputs[0], False
-    # What only passes numbers on, as dropout and flattening do, has no features of its own.
     while number in makers:
         step = makers[number]
         if weighted and step.kind not in PASSING:
@@ -122,7 +119,3 @@ def _last(graph):
         weighted = weighted or step.kind in WEIGHTED
         number = step.sources[0]
     return _last_maps(graph)
-
-
-WEIGHTED = ("Dense", "Conv2D", "EinsumDense")
-PASSING = ("Dropout", "ReplicaDropout", "SpatialDropout2D", "Flatten", "Reshape", "Identity")

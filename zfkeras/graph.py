@@ -86,7 +86,7 @@ class Graph:
         if front is not None:
             self.input_shape, made = input_shape(front), self._unfold(_function(front), made, "")
         self.outputs = self._unfold(_function(model), made, "")
-        self.shapes = self._find_shapes(self._runnable())
+        self.shapes = self.find_shapes(self._runnable())
         self.steps = [self._checked(step) for step in self.steps]
         sound = {INPUT, *(step.result for step in self._runnable())}
         self.shapes = {number: self.shapes[number] for number in sound}
@@ -270,8 +270,12 @@ class Graph:
                 runnable.append(step)
         return runnable
 
-    def _find_shapes(self, steps):
-        """Runs steps without numbers, to learn how large everything is."""
+    def find_shapes(self, steps):
+        """Runs steps without numbers, to learn how large everything is.
+
+        Returns:
+            `{number: shape without the batch}`, of what steps without a rule make, too.
+        """
         shapes = {}
 
         def trace(inputs):

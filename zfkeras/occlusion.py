@@ -142,7 +142,7 @@ class Occluder:
 
     def __init__(self, trained, layer=None, size=None, stride=None, cover=True, incremental=True):
         self._trained = trained
-        self._graph = graph = Graph(trained.model, trained.input_size, front=trained.front)
+        graph = Graph(trained.model, trained.input_size, front=trained.front)
         *extent, _ = graph.input_shape
         self.layer = find_layer(graph, layer or "last_maps")
         self.extent = tuple(extent)
@@ -166,7 +166,7 @@ class Occluder:
                 self.size,
                 100 * self._pass.share,
             )
-        self._look = tf.function(self._look_at, autograph=False)
+        self._look = tf.function(self._pass.unchanged, autograph=False)
         spec = tf.TensorSpec((1, *graph.input_shape), tf.float32)
         tensors = self._look.get_concrete_function(spec).structured_outputs
         if len(tensors[self._maps].shape) != 4:
@@ -256,9 +256,6 @@ class Occluder:
             unoccluded_probabilities=probabilities,
             unoccluded_activation=float(sums[feature_map]),
         )
-
-    def _look_at(self, inputs):
-        return self._pass.unchanged(inputs)
 
     def _whole(self, inputs, fill, unchanged, which, feature_map):
         """Whole passes over the picture, each with its square."""
